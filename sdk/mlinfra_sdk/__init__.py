@@ -1,0 +1,1 @@
+"""mlinfra-sdk: run Python code on a remote machine as if it were local."""

@@ -1,0 +1,95 @@
+"""The error tree.
+
+Every error that a user can meet says three things: what is wrong, where, and what to do about it
+(the *hint*). Catch :class:`MlinfraError` for all of them.
+"""
+
+from __future__ import annotations
+
+
+class MlinfraError(Exception):
+    """Base of all errors of this product.
+
+    ``hint`` is one sentence that says what to do next; it is shown after the message.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".rstrip()
+
+
+class RequestError(MlinfraError, ValueError):
+    """A request that is malformed or cannot be met: names the key, the value and what is accepted."""
+
+
+class ProviderError(MlinfraError):
+    """A provider could not do what was asked (credentials, capacity, a failed launch)."""
+
+
+class LinkError(MlinfraError, ConnectionError):
+    """The connection to a machine's agent failed."""
+
+
+class LinkClosed(LinkError):
+    """The link is closed for good; no further message can pass."""
+
+
+class ProtocolError(LinkError):
+    """The other side sent bytes that are not of the protocol (see docs/protocol.md)."""
+
+
+class AuthenticationError(LinkError):
+    """The other side did not prove that it holds the session secret."""
+
+
+class VersionMismatch(LinkError):
+    """The two sides speak no common protocol version."""
+
+
+class KernelDied(MlinfraError):
+    """The remote kernel process ended while it was needed (exit, out of memory, crash)."""
+
+
+class StoreError(MlinfraError):
+    """The chunk store cannot give or take a chunk."""
+
+
+class ChunkMissing(StoreError, KeyError):
+    """A chunk that is needed is not in the store."""
+
+    __str__ = MlinfraError.__str__
+
+
+class ChunkCorrupt(StoreError):
+    """A stored chunk does not match its digest; it has been removed and must be fetched again."""
+
+
+class NotTransferable(MlinfraError, TypeError):
+    """An object that cannot leave its process was used on the other side."""
+
+
+class RemoteValueLost(MlinfraError, LookupError):
+    """A value that lived on a machine only is gone because its kernel or machine is gone."""
+
+    __str__ = MlinfraError.__str__
+
+
+class RemoteError(MlinfraError):
+    """An exception of the remote code whose own type cannot be rebuilt here.
+
+    ``ename``/``evalue`` are the remote type name and text, ``traceback`` its rendered lines.
+    """
+
+    def __init__(self, ename: str, evalue: str, traceback: list[str]) -> None:
+        super().__init__(f"{ename}: {evalue}" if evalue else ename)
+        self.ename = ename
+        self.evalue = evalue
+        self.traceback = traceback
+
+
+class LedgerError(MlinfraError):
+    """The ledger cannot be read or written."""
