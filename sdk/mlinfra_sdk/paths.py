@@ -1,0 +1,26 @@
+"""Where this user's files lie."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+APP = "mlinfra"
+
+
+def data_dir() -> Path:
+    """The directory of the ledger and other state: ``$MLINFRA_HOME`` or the platform's own place.
+
+    It is created with mode 0700, because what lies there belongs to this user alone.
+    """
+    override = os.environ.get("MLINFRA_HOME")
+    path = Path(override) if override else platformdirs.user_data_path(APP, appauthor=False)
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path
+
+
+def config_file() -> Path:
+    """The user's own settings file; it need not exist."""
+    return platformdirs.user_config_path(APP, appauthor=False) / "config.toml"
