@@ -177,9 +177,7 @@ NAME = Kind(
     _none_or(str),
     tuple,
 )
-FLAG = Kind(
-    "yes or no", _parse_flag, lambda value: "yes" if value else "no", lambda: ("yes", "no")
-)
+FLAG = Kind("yes or no", _parse_flag, lambda value: "yes" if value else "no", lambda: ("yes", "no"))
 PRICE = Kind(
     "an amount in USD per hour, such as 0.35",
     units.parse_usd,
@@ -193,7 +191,7 @@ SETTINGS: Mapping[str, Setting] = {
         Setting("gpu", GPU, "accelerator that the cell needs", "gpu=A10:2"),
         Setting("on", TARGET, "provider that the machine comes from", "on=local"),
         Setting("idle", DURATION, "stop the machine after so long without work", "idle=15m"),
-        Setting("time", LIMIT, "stop the machine so long after its start, come what may", "time=2h"),
+        Setting("time", LIMIT, "stop the machine so long after its start in any case", "time=2h"),
         Setting(
             "name",
             NAME,
@@ -367,7 +365,7 @@ def _read_file(path: str, tool: str | None, _mtime: int, _size: int) -> Layer:
     except tomllib.TOMLDecodeError as error:
         raise RequestError(
             f"The settings file {path} is not valid TOML: {error}.",
-            hint="Mend that line; texts and units need quotes, as in idle = \"15m\".",
+            hint='Mend that line; texts and units need quotes, as in idle = "15m".',
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(
@@ -376,20 +374,28 @@ def _read_file(path: str, tool: str | None, _mtime: int, _size: int) -> Layer:
         ) from None
     origin = path
     if tool is not None:
-        table = table.get("tool", {}).get(tool, {})
+        tools = table.get("tool")
+        table = tools.get(tool, {}) if isinstance(tools, dict) else {}
         origin = f"{path} [tool.{tool}]"
+        if not isinstance(table, dict):
+            raise RequestError(
+                f"{origin} is not a table.", hint=f"Write [tool.{tool}] and the keys below it."
+            )
     values: dict[str, object] = {}
     for key, value in table.items():
-        where = _line_of(text, key)
+        where = _line_of(text, key, f"[tool.{tool}]" if tool else None)
         values.update(parse({key: value}, place=CONFIG, origin=origin + where).values)
     return Layer(origin, values)
 
 
-def _line_of(text: str, key: str) -> str:
-    pattern = re.compile(rf"\s*(?:[\w.]+\.)?[\"']?{re.escape(key)}[\"']?\s*=")
+def _line_of(text: str, key: str, header: str | None) -> str:
+    """``, line N`` of a key below a table header, or nothing when it is written unusually."""
+    pattern = re.compile(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=")
+    inside = header is None
     for number, line in enumerate(text.splitlines(), start=1):
-        if pattern.match(line):
+        if inside and pattern.match(line):
             return f", line {number}"
+        inside = inside or line.strip() == header
     return ""
 
 

@@ -18,7 +18,7 @@ _DURATION = re.compile(
 )
 _DURATION_SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?) ?(?P<unit>[KMGT]i?B|B)", re.IGNORECASE)
-_SIZE_BYTES = {"b": 1} | {
+_SIZE_BYTES: dict[str, int] = {"b": 1} | {
     f"{letter}{suffix}": base**power
     for suffix, base in (("b", 1000), ("ib", 1024))
     for power, letter in enumerate("kmgt", start=1)
@@ -26,7 +26,7 @@ _SIZE_BYTES = {"b": 1} | {
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of a duration such as ``15m``, ``2h``, ``1h30m`` or ``90s``; ValueError if malformed."""
+    """Seconds of a duration such as ``15m``, ``1h30m`` or ``90s``; ValueError if malformed."""
     match = _DURATION.fullmatch(text.strip())
     if not text.strip() or match is None:
         raise ValueError(f"not a duration: {text!r}")
@@ -57,7 +57,8 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"not a size: {text!r}")
-    return round(float(match["number"]) * _SIZE_BYTES[match["unit"].lower()])
+    factor: int = _SIZE_BYTES[match["unit"].lower()]
+    return round(float(match["number"]) * factor)
 
 
 def format_size(size: int) -> str:
