@@ -1,0 +1,28 @@
+import js from '@eslint/js';
+import globals from 'globals';
+import tseslint from 'typescript-eslint';
+
+export default tseslint.config(
+  {
+    ignores: [
+      '.venv/',
+      'artifacts/',
+      'build/',
+      'dist/',
+      'lib/',
+      'jupyter_mlinfra/labextension/'
+    ]
+  },
+  js.configs.recommended,
+  {
+    files: ['labextension/src/**/*.ts'],
+    extends: [tseslint.configs.strictTypeChecked],
+    languageOptions: {
+      parserOptions: { projectService: true }
+    }
+  },
+  {
+    files: ['tests/browser/**/*.mjs'],
+    languageOptions: { globals: { ...globals.node, ...globals.browser } }
+  }
+);
