@@ -110,7 +110,7 @@ def _parse_gpu(text: str) -> Gpu | None:
 
 def _parse_target(text: str) -> str:
     if text not in targets():
-        raise ValueError(_did_you_mean(text, targets()))
+        raise ValueError(did_you_mean(text, targets()))
     return text
 
 
@@ -264,7 +264,7 @@ def _parse_one(key: str, value: object, place: str, origin: str) -> object:
     allowed = [name for name, row in SETTINGS.items() if place in row.where]
     if setting is None:
         raise RequestError(
-            f"Unknown key {key!r} in {origin}.{_did_you_mean(key, allowed)}",
+            f"Unknown key {key!r} in {origin}.{did_you_mean(key, allowed)}",
             hint=f"Known keys: {', '.join(allowed)}.",
         )
     if place not in setting.where:
@@ -301,7 +301,8 @@ def _as_text(value: object) -> str | None:
     return None
 
 
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A sentence naming the known word that is closest, or nothing."""
     lowered = {name.lower(): name for name in known}
     close = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)
     return f" Did you mean {lowered[close[0]]!r}?" if close else ""

@@ -1,0 +1,180 @@
+"""The words of ``%%remote`` and ``%remote``: what a line means, and the help that describes it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mlinfra_sdk import spec
+from mlinfra_sdk.errors import RequestError
+from mlinfra_sdk.spec import CELL, NOTEBOOK, SETTINGS, Layer
+
+CELL_ORIGIN = "the %%remote line"
+USE_ORIGIN = "%remote use"
+
+
+@dataclass(frozen=True)
+class Subcommand:
+    """One ``%remote`` subcommand: how it is written and what it does."""
+
+    usage: str
+    help: str
+
+
+SUBCOMMANDS: Mapping[str, Subcommand] = {
+    "status": Subcommand("status", "this notebook's machine and every setting with its origin"),
+    "use": Subcommand(
+        "use [KEY=VALUE ...]",
+        "set defaults for the cells of this notebook; KEY= takes one back; alone shows them",
+    ),
+    "machines": Subcommand("machines", "machines of yours that run, with their cost so far"),
+    "stop": Subcommand("stop [MACHINE]", "stop this notebook's machine, or the one named"),
+    "restart": Subcommand("restart", "give this notebook a fresh remote kernel on its machine"),
+    "pull": Subcommand("pull NAME ...", "fetch variables that stayed on the machine"),
+}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A parsed ``%remote`` line. ``settings`` and ``unset`` belong to ``use``."""
+
+    name: str
+    arguments: tuple[str, ...] = ()
+    settings: Layer = field(default_factory=lambda: Layer(USE_ORIGIN, {}))
+    unset: tuple[str, ...] = ()
+
+
+def parse_cell(line: str) -> Layer:
+    """The settings written on a ``%%remote`` line."""
+    pairs = _pairs(_words(line, CELL_ORIGIN), CELL, CELL_ORIGIN)
+    return spec.parse(pairs, place=CELL, origin=CELL_ORIGIN)
+
+
+def parse_command(line: str) -> Command:
+    """A ``%remote`` line; without a subcommand it is ``status``."""
+    words = _words(line, "the %remote line") or ["status"]
+    name, arguments = words[0], words[1:]
+    if name not in SUBCOMMANDS:
+        guess = spec.did_you_mean(name, SUBCOMMANDS)
+        if not guess and "=" in name:
+            guess = f" To set defaults write: %remote use {' '.join(words)}."
+        raise RequestError(
+            f"%remote has no subcommand {name!r}.{guess}",
+            hint=f"Subcommands: {', '.join(SUBCOMMANDS)}.",
+        )
+    if name == "use":
+        pairs = _pairs(arguments, NOTEBOOK, USE_ORIGIN)
+        unset = tuple(key for key, value in pairs.items() if not value and key in SETTINGS)
+        given = {key: value for key, value in pairs.items() if key not in unset}
+        settings = spec.parse(given, place=NOTEBOOK, origin=USE_ORIGIN)
+        return Command(name, settings=settings, unset=unset)
+    _check_arguments(name, arguments)
+    return Command(name, tuple(arguments))
+
+
+def _check_arguments(name: str, arguments: list[str]) -> None:
+    most = {"stop": 1, "pull": len(arguments)}.get(name, 0)
+    least = 1 if name == "pull" else 0
+    usage = f"Write: %remote {SUBCOMMANDS[name].usage}"
+    if len(arguments) > most:
+        raise RequestError(
+            f"%remote {name} does not take {' '.join(arguments[most:])!r}.", hint=usage
+        )
+    if len(arguments) < least:
+        raise RequestError(f"%remote {name} needs the name of a variable.", hint=usage)
+    for argument in arguments:
+        if name == "pull" and not argument.isidentifier():
+            raise RequestError(f"%remote pull: {argument!r} is not a variable name.", hint=usage)
+
+
+def _words(line: str, origin: str) -> list[str]:
+    try:
+        return shlex.split(line)
+    except ValueError as error:
+        raise RequestError(
+            f"{origin} cannot be read: {str(error).lower()} in {line.strip()!r}.",
+            hint="Close the quotes, or leave them out.",
+        ) from None
+
+
+def _pairs(words: list[str], place: str, origin: str) -> dict[str, str]:
+    """Words ``key=value`` and bare flags as a mapping of texts."""
+    pairs: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            value = _bare(word, words, place, origin)
+        elif not key or key.startswith("-"):
+            raise _malformed(word, origin, _written_with_spaces(words) or word.lstrip("-"))
+        if key in pairs:
+            raise RequestError(
+                f"{key!r} is given twice in {origin}.", hint="Keep one of the two values."
+            )
+        pairs[key] = value
+    return pairs
+
+
+def _bare(word: str, words: list[str], place: str, origin: str) -> str:
+    setting = SETTINGS.get(word)
+    if setting is not None and setting.kind is spec.FLAG:
+        return "yes"
+    if setting is not None:
+        raise RequestError(
+            f"{word!r} in {origin} has no value.",
+            hint=f"Write {_written_with_spaces(words) or setting.example}, without spaces.",
+        )
+    if word in spec.targets():
+        raise _malformed(word, origin, f"on={word}")
+    if word.partition(":")[0].upper() in spec.GPU.suggestions():
+        raise _malformed(word, origin, f"gpu={word}")
+    spec.parse({word.lstrip("-"): "yes"}, place=place, origin=origin)
+    raise _malformed(word, origin, word.lstrip("-"))
+
+
+def _written_with_spaces(words: list[str]) -> str:
+    """``gpu=A10`` for the words ``gpu = A10`` (also ``gpu =A10`` and ``gpu= A10``)."""
+    for position, word in enumerate(words):
+        joined = "".join(words[position : position + 3])
+        following = words[position + 1 : position + 2]
+        if word in SETTINGS and following and following[0].startswith("="):
+            return joined if following == ["="] else word + following[0]
+    return ""
+
+
+def _malformed(word: str, origin: str, proposal: str) -> RequestError:
+    return RequestError(f"{word!r} in {origin} is not key=value.", hint=f"Write {proposal}")
+
+
+CELL_HELP = f"""Run this cell on a remote machine, as if it ran here.
+
+    %%remote [KEY=VALUE ...]
+
+Variables that the cell uses travel there, what it changes comes back, and its outputs appear
+below the cell. Without keys it runs with this notebook's defaults (see %remote status).
+
+{spec.describe(CELL)}
+
+Example:
+
+    %%remote gpu=A10 idle=30m
+    model.fit(X, y)
+"""
+
+
+def _line_help() -> str:
+    width = max(len(sub.usage) for sub in SUBCOMMANDS.values())
+    rows = "\n".join(
+        f"    %remote {sub.usage:<{width}}  {sub.help}" for sub in SUBCOMMANDS.values()
+    )
+    return f"""Look after the machines behind %%remote.
+
+{rows}
+
+Keys of %remote use:
+
+{spec.describe(NOTEBOOK)}
+"""
+
+
+LINE_HELP = _line_help()
