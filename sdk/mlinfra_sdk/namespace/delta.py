@@ -1,0 +1,120 @@
+"""The messages that carry namespace changes between a local kernel and its worker.
+
+Everything is a :class:`msgspec.Struct` (msgpack-able). Defaults are omitted, so that an empty
+delta is one byte. Payload bytes are named by digest (:meth:`Inputs.digests`,
+:meth:`Outputs.digests`); the chunks must be in the receiver's store before the delta is applied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from mlinfra_sdk.objects.blob import BlobRef
+
+
+class Source(msgspec.Struct, frozen=True, array_like=True):
+    """Text of a notebook cell, so that tracebacks and ``inspect.getsource`` work over there."""
+
+    filename: str
+    text: str
+    count: int | None = None
+
+
+class Packed(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One pickled object graph: its stream and its out-of-band buffers, by content."""
+
+    stream: BlobRef
+    buffers: list[BlobRef] = []
+    sources: list[Source] = []
+
+    def blobs(self) -> Iterator[BlobRef]:
+        """The stream and the buffers."""
+        yield self.stream
+        yield from self.buffers
+
+    def digests(self) -> Iterator[bytes]:
+        """Digests of all chunks, in order, with repetitions."""
+        for blob in self.blobs():
+            yield from blob.chunks
+
+
+class Pairing(msgspec.Struct, frozen=True, array_like=True):
+    """Which objects of a graph are objects that the receiver knows from group ``group``.
+
+    ``runs`` is flat triples (index in this graph, index in that group's graph, length).
+    """
+
+    group: int
+    runs: list[int]
+
+
+class Group(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Names whose values share objects, pickled as one graph: a list in the order of ``names``."""
+
+    id: int
+    names: list[str]
+    data: Packed
+    pairings: list[Pairing] = []
+
+
+class RemoteRef(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A value that stays on the worker, and what a user wants to see of it.
+
+    ``nbytes`` is the size of its content as far as known; ``reason`` says why it cannot be fetched
+    (empty: it can).
+    """
+
+    token: str
+    type: str
+    shape: str = ""
+    dtype: str = ""
+    nbytes: int = 0
+    reason: str = ""
+
+
+class Inputs(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a worker must know before it runs a cell."""
+
+    groups: list[Group] = []
+    names: list[str] = []
+    """All names that the cell may read; the worker looks for mutations in these."""
+    binds: list[str] = []
+    """Names that the cell text binds."""
+    deleted: list[str] = []
+    exports: list[tuple[str, str]] = []
+    """(token, name): values that the worker must keep although the client could not take them."""
+    released: list[str] = []
+    """Tokens that the client no longer holds."""
+    ambient: dict[str, Packed] = {}
+    eager_limit: int = 0
+
+    def digests(self) -> list[bytes]:
+        """Digests of all chunks that are referred to, each once."""
+        return _digests([*(group.data for group in self.groups), *self.ambient.values()])
+
+
+class Outputs(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a cell changed on the worker."""
+
+    groups: list[Group] = []
+    remote: dict[str, RemoteRef] = {}
+    deleted: list[str] = []
+    stale: list[str] = []
+    """Names whose worker copy is no longer what the client recorded; they must be sent again."""
+    extra: list[str] = []
+    """Those of the names above that are values of ``collect(extra=...)``, not variables."""
+    ambient: dict[str, Packed] = {}
+    error: Packed | None = None
+    dropped: list[str] = []
+    """Texts for one warning: parts of the graphs that could not travel."""
+
+    def digests(self) -> list[bytes]:
+        """Digests of all chunks that are referred to, each once."""
+        packed = [*(group.data for group in self.groups), *self.ambient.values()]
+        return _digests(packed if self.error is None else [*packed, self.error])
+
+
+def _digests(packed: Iterable[Packed]) -> list[bytes]:
+    return list(dict.fromkeys(digest for item in packed for digest in item.digests()))
