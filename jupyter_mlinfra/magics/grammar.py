@@ -93,7 +93,7 @@ def _words(line: str, origin: str) -> list[str]:
         return shlex.split(line)
     except ValueError as error:
         raise RequestError(
-            f"{origin} cannot be read: {str(error).lower()} in {line.strip()!r}.",
+            f"{line.strip()!r} in {origin} cannot be read: {str(error).lower()}.",
             hint="Close the quotes, or leave them out.",
         ) from None
 
@@ -105,8 +105,8 @@ def _pairs(words: list[str], place: str, origin: str) -> dict[str, str]:
         key, equals, value = word.partition("=")
         if not equals:
             value = _bare(word, words, place, origin)
-        elif not key or key.startswith("-"):
-            raise _malformed(word, origin, _written_with_spaces(words) or word.lstrip("-"))
+        elif key.startswith("-") or not key:
+            raise _malformed(word, origin, word.lstrip("-") if key else "KEY=VALUE")
         if key in pairs:
             raise RequestError(
                 f"{key!r} is given twice in {origin}.", hint="Keep one of the two values."

@@ -269,7 +269,7 @@ def _parse_one(key: str, value: object, place: str, origin: str) -> object:
         )
     if place not in setting.where:
         raise RequestError(
-            f"{key!r} cannot be set in {place} ({origin}).",
+            f"{key!r} cannot be set in {origin}.",
             hint=f"Set it in {' or '.join(setting.where)}.",
         )
     text = _as_text(value)

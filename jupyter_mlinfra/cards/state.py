@@ -1,0 +1,91 @@
+"""What a run card tells."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mlinfra_sdk import units
+
+Phase = Literal[
+    "quote",
+    "start",
+    "environment",
+    "data",
+    "running",
+    "reconnecting",
+    "detached",
+    "done",
+    "error",
+    "interrupted",
+    "lost",
+]
+ENDED: frozenset[Phase] = frozenset({"done", "error", "interrupted", "lost"})
+
+
+@dataclass
+class RunState:
+    """The facts of one run, filled in as it goes on.
+
+    :meth:`enter` keeps the clock. Money is micro-USD, ``rate`` per hour. ``sent`` and ``received``
+    are the names of variables that moved, ``warnings`` and ``note`` full sentences.
+    """
+
+    phase: Phase = "start"
+    target: str = "local"
+    machine: str = ""
+    gpu: str = ""
+    rate: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    sent: list[str] = field(default_factory=list)
+    received: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    note: str = ""
+    cost: int | None = None
+    """What it cost by the ledger; until that is known, time at ``rate``."""
+    seconds: dict[Phase, float] = field(default_factory=dict)
+    """Time spent in the phases that are over, in their order."""
+    entered: float = field(default_factory=time.monotonic)
+    """When the present phase began, on the monotonic clock."""
+
+    def enter(self, phase: Phase) -> None:
+        """Go on to another phase now."""
+        now = time.monotonic()
+        self.seconds[self.phase] = self.seconds.get(self.phase, 0.0) + now - self.entered
+        self.phase = phase
+        self.entered = now
+
+    def phases(self) -> dict[Phase, float]:
+        """Seconds of each phase until now, the present one included."""
+        if self.phase in ENDED:
+            return self.seconds
+        spent = self.seconds.get(self.phase, 0.0) + time.monotonic() - self.entered
+        return self.seconds | {self.phase: spent}
+
+    def spent(self, elapsed: float) -> int:
+        """Micro-USD so far."""
+        return units.cost(self.rate, elapsed) if self.cost is None else self.cost
+
+    def facts(self) -> dict[str, Any]:
+        """The same as JSON, for front ends that draw the card themselves."""
+        phases = self.phases()
+        elapsed = sum(phases.values())
+        return {
+            "version": 1,
+            "phase": self.phase,
+            "target": self.target,
+            "machine": self.machine,
+            "gpu": self.gpu,
+            "elapsed": round(elapsed, 6),
+            "seconds": {phase: round(seconds, 6) for phase, seconds in phases.items()},
+            "rate_micro_usd_per_hour": self.rate,
+            "cost_micro_usd": self.spent(elapsed),
+            "bytes_up": self.bytes_up,
+            "bytes_down": self.bytes_down,
+            "sent": list(self.sent),
+            "received": list(self.received),
+            "warnings": list(self.warnings),
+            "note": self.note,
+        }
