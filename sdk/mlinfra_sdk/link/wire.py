@@ -1,0 +1,339 @@
+"""Wires: duplex byte streams that a link session runs on.
+
+A wire promises nothing but order: it may end at any byte.  Descriptors (unix sockets, the pipes of
+a relay process) are read and written directly with ``readv``/``writev``, which saves the copies
+that a buffering stream makes; anything else that anyio can speak fits through `StreamWire`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Protocol
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+
+from mlinfra_sdk.errors import LinkError
+from mlinfra_sdk.link.frames import Buffer
+from mlinfra_sdk.link.relay import MARKER
+
+_BURST = 1 << 20
+"""Bytes after which a wire that never has to wait lets other tasks run."""
+
+_SOCKET_BUFFER = 1 << 20
+_NOISE_LIMIT = 1 << 20
+_STDERR_SHOWN = 2000
+_ADDRESS_LIMIT = 100
+
+
+class Wire(Protocol):
+    """A duplex byte stream.  Every failure is raised as :class:`LinkError`."""
+
+    async def send(self, buffers: Sequence[Buffer]) -> None:
+        """Send all the bytes of all buffers, in order."""
+
+    async def receive_into(self, space: memoryview) -> int:
+        """Receive at least one byte into ``space``; 0 means that the other side has ended."""
+
+    async def aclose(self) -> None:
+        """Close at once; calls that are waiting end with an error."""
+
+
+class DescriptorWire:
+    """A wire on a readable and a writable descriptor, which may be the same one."""
+
+    def __init__(self, read_fd: int, write_fd: int) -> None:
+        os.set_blocking(read_fd, False)
+        os.set_blocking(write_fd, False)
+        self._read_fd = read_fd
+        self._write_fd = write_fd
+        self._sent = 0
+        self._received = 0
+        self._closed = False
+
+    async def send(self, buffers: Sequence[Buffer]) -> None:
+        rest = list(buffers)
+        while rest:
+            try:
+                count = os.writev(self._write_fd, rest)
+            except BlockingIOError:
+                await self._wait(anyio.wait_writable, self._write_fd)
+                self._sent = 0
+                continue
+            except OSError as error:
+                raise _broken(error) from None
+            self._sent += count
+            done = 0
+            while done < len(rest) and count >= len(rest[done]):
+                count -= len(rest[done])
+                done += 1
+            del rest[:done]
+            if count:
+                rest[0] = memoryview(rest[0])[count:]
+        if self._sent > _BURST:
+            self._sent = 0
+            await anyio.lowlevel.checkpoint()
+
+    async def receive_into(self, space: memoryview) -> int:
+        if self._received > _BURST:
+            self._received = 0
+            await anyio.lowlevel.checkpoint()
+        while True:
+            try:
+                count = os.readv(self._read_fd, [space])
+            except BlockingIOError:
+                await self._wait(anyio.wait_readable, self._read_fd)
+                self._received = 0
+                continue
+            except OSError as error:
+                raise _broken(error) from None
+            self._received += count
+            return count
+
+    async def _wait(self, ready: Callable[[int], Awaitable[None]], fd: int) -> None:
+        try:
+            await ready(fd)
+        except (anyio.ClosedResourceError, OSError, ValueError) as error:
+            raise _broken(error) from None
+
+    async def aclose(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        for fd in {self._read_fd, self._write_fd}:
+            anyio.notify_closing(fd)
+        self._read_fd = self._write_fd = -1
+        await self._release()
+
+    async def _release(self) -> None:
+        raise NotImplementedError
+
+
+class SocketWire(DescriptorWire):
+    """A wire on a connected stream socket, which it owns."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            connection.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER)
+        super().__init__(connection.fileno(), connection.fileno())
+        self._socket = connection
+
+    async def _release(self) -> None:
+        self._socket.close()
+
+
+class ProcessWire(DescriptorWire):
+    """A wire on the stdin and stdout of a process, usually one that runs the relay elsewhere."""
+
+    def __init__(
+        self,
+        process: anyio.abc.Process,
+        read_fd: int,
+        write_fd: int,
+        stderr: IO[bytes],
+    ) -> None:
+        super().__init__(read_fd, write_fd)
+        self._fds = (read_fd, write_fd)
+        self._process = process
+        self._stderr = stderr
+
+    def complaint(self) -> str:
+        """The end of what the process wrote to stderr."""
+        self._stderr.seek(0, os.SEEK_END)
+        self._stderr.seek(max(0, self._stderr.tell() - _STDERR_SHOWN))
+        return self._stderr.read().decode("utf-8", "replace").strip()
+
+    async def _release(self) -> None:
+        for fd in self._fds:
+            os.close(fd)
+        with anyio.CancelScope(shield=True):
+            with contextlib.suppress(ProcessLookupError):
+                self._process.terminate()
+            with anyio.move_on_after(1):
+                await self._process.wait()
+            if self._process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    self._process.kill()
+                await self._process.wait()
+        self._stderr.close()
+
+
+class StreamWire:
+    """A wire on any anyio byte streams (a TLS stream, a websocket adapter)."""
+
+    def __init__(
+        self, receiver: anyio.abc.ByteReceiveStream, sender: anyio.abc.ByteSendStream
+    ) -> None:
+        self._receiver = receiver
+        self._sender = sender
+        self._rest = memoryview(b"")
+
+    async def send(self, buffers: Sequence[Buffer]) -> None:
+        try:
+            await self._sender.send(b"".join(buffers))
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            raise _broken(error) from None
+
+    async def receive_into(self, space: memoryview) -> int:
+        if not self._rest:
+            try:
+                self._rest = memoryview(await self._receiver.receive(len(space)))
+            except anyio.EndOfStream:
+                return 0
+            except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+                raise _broken(error) from None
+        count = min(len(space), len(self._rest))
+        space[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
+
+    async def aclose(self) -> None:
+        await anyio.aclose_forcefully(self._sender)
+        await anyio.aclose_forcefully(self._receiver)
+
+
+async def connect_unix(path: Path) -> Wire:
+    """A wire to the agent that listens on the unix socket ``path`` of this machine."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.setblocking(False)
+    try:
+        with _short_path(path) as address:
+            while True:
+                try:
+                    connection.connect(address)
+                    break
+                except BlockingIOError:  # the listener's queue is full
+                    await anyio.sleep(0.01)
+    except BaseException as error:
+        connection.close()
+        if isinstance(error, OSError):
+            raise LinkError(
+                f"No agent answers at {path}: {error.strerror}.",
+                hint="It may have stopped; start a new one with `%remote restart`.",
+            ) from None
+        raise
+    return SocketWire(connection)
+
+
+async def serve_unix(path: Path, handle: Callable[[Wire], Awaitable[None]]) -> None:
+    """Listen on ``path`` (mode 0600, replacing a stale socket) and run ``handle`` on each wire.
+
+    Runs until it is cancelled, and then removes the socket.
+    """
+    listener = socket.socket(socket.AF_UNIX)
+    listener.setblocking(False)
+    with contextlib.ExitStack() as stack:
+        stack.callback(listener.close)
+        address = stack.enter_context(_short_path(path))
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISSOCK(path.lstat().st_mode):
+                path.unlink()
+        listener.bind(address)
+        stack.callback(path.unlink, missing_ok=True)
+        path.chmod(0o600)  # nobody can connect before listen()
+        listener.listen(64)
+        async with anyio.create_task_group() as tasks:
+            while True:
+                await anyio.wait_readable(listener)
+                with contextlib.suppress(BlockingIOError, ConnectionError):
+                    tasks.start_soon(_run_handler, handle, SocketWire(listener.accept()[0]))
+
+
+async def _run_handler(handle: Callable[[Wire], Awaitable[None]], wire: Wire) -> None:
+    try:
+        await handle(wire)
+    finally:
+        await wire.aclose()
+
+
+@contextlib.contextmanager
+def _short_path(path: Path) -> Iterator[str]:
+    """An address for ``path`` that fits the 108 bytes (macOS: 104) of a socket address."""
+    if len(os.fsencode(path)) < _ADDRESS_LIMIT or not Path("/proc/self/fd").is_dir():
+        yield str(path)
+        return
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
+
+
+async def open_relay(argv: Sequence[str], env: Mapping[str, str] | None = None) -> Wire:
+    """A wire on the stdin and stdout of the command ``argv``, which must end up in the relay.
+
+    What shells print before the relay's start marker is skipped; if the command ends without one,
+    the error shows what it printed.
+    """
+    child_read, write_fd = os.pipe()
+    read_fd, child_write = os.pipe()
+    stderr = tempfile.TemporaryFile()
+    try:
+        process = await anyio.open_process(
+            list(argv), stdin=child_read, stdout=child_write, stderr=stderr, env=env
+        )
+    except BaseException:
+        os.close(write_fd)
+        os.close(read_fd)
+        stderr.close()
+        raise
+    finally:
+        os.close(child_read)
+        os.close(child_write)
+    wire = ProcessWire(process, read_fd, write_fd, stderr)
+    try:
+        await skip_to_marker(wire)
+    except BaseException as error:
+        complaint = wire.complaint()
+        await wire.aclose()
+        if isinstance(error, LinkError):
+            raise LinkError(
+                f"`{argv[0]}` did not reach the agent's relay: {error.message} {complaint}".strip(),
+                hint=error.hint,
+            ) from None
+        raise
+    return wire
+
+
+async def skip_to_marker(wire: Wire) -> None:
+    """Read up to and including the relay's start marker, one byte at a time at its end."""
+    noise = bytearray()
+    while not noise.endswith(MARKER):
+        if len(noise) > _NOISE_LIMIT:
+            raise LinkError(
+                "it printed more than 1 MiB and no start marker.",
+                hint="Silence what the login shell prints.",
+            )
+        # Never read past the marker: as much as is surely still missing of it.
+        missing = len(MARKER) - _overlap(noise)
+        space = bytearray(missing)
+        count = await wire.receive_into(memoryview(space))
+        if not count:
+            printed = bytes(noise[-_STDERR_SHOWN:]).decode("utf-8", "replace").strip()
+            raise LinkError(
+                f"it ended before its start marker. {printed}".strip(),
+                hint="Run the same command in a terminal to see why.",
+            )
+        noise += space[:count]
+
+
+def _overlap(noise: bytearray) -> int:
+    """How many bytes at the end of ``noise`` may be the beginning of the marker."""
+    for length in range(min(len(noise), len(MARKER) - 1), 0, -1):
+        if noise.endswith(MARKER[:length]):
+            return length
+    return 0
+
+
+def _broken(error: BaseException) -> LinkError:
+    return LinkError(
+        f"The connection broke: {error or type(error).__name__}.",
+        hint="It is made again by itself.",
+    )
