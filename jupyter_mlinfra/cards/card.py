@@ -83,7 +83,7 @@ def render_html(state: RunState) -> str:
         f'<div role="status" aria-label="{look.words} · {" · ".join(facts)}" style="{_BOX}">'
         f'<details><summary style="padding:0 8px;cursor:pointer">{symbol} <b>{look.words}</b> '
         f'<span style="{_FAINT}">· {" · ".join(facts)}</span></summary>'
-        f'<div style="padding:0 8px 4px 26px;{_FAINT}">{_details(state, phases, elapsed)}</div>'
+        f'<div style="padding:0 8px 4px 26px">{_details(state, phases, elapsed)}</div>'
         f"</details>{remarks}{bar}</div>"
     )
 
@@ -109,11 +109,9 @@ def message(state: RunState, display_id: str) -> dict[str, Any]:
 def _facts(state: RunState, elapsed: float) -> list[str]:
     """What the line says after the phase."""
     place = f"{state.target} {state.gpu}".rstrip()
-    facts = [
-        place,
-        format_duration(elapsed),
-        f"{format_usd(state.spent(elapsed))} ({format_usd(state.rate)}/h)",
-    ]
+    facts = [place, format_duration(elapsed)]
+    if state.phase != "quote":
+        facts.append(f"{format_usd(state.spent(elapsed))} ({format_usd(state.rate)}/h)")
     moved = []
     if state.bytes_up:
         moved.append(f"↑ {format_size(state.bytes_up)}")
@@ -140,7 +138,8 @@ def _details(state: RunState, phases: dict[Phase, float], elapsed: float) -> str
             f"{_LOOKS[phase].short} {format_duration(seconds)}"
             for phase, seconds in phases.items()
         )
-        rows.append(("Time", times + _bar(phases, elapsed, "4px")))
+        bar = _bar(phases, elapsed, "4px") if state.phase in ENDED else ""
+        rows.append(("Time", times + bar))
     rows.append(("Sent", _moved(state.sent, state.bytes_up)))
     rows.append(("Received", _moved(state.received, state.bytes_down)))
     return "".join(f"<div><b>{label}</b> {content}</div>" for label, content in rows)
