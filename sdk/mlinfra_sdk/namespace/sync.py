@@ -99,4 +99,12 @@ class WorkerNamespace:
         raise NotImplementedError
 
 
-__all__ = ["EAGER_LIMIT", "Group", "Inputs", "LocalNamespace", "Outputs", "Report", "WorkerNamespace"]
+__all__ = [
+    "EAGER_LIMIT",
+    "Group",
+    "Inputs",
+    "LocalNamespace",
+    "Outputs",
+    "Report",
+    "WorkerNamespace",
+]

@@ -1,0 +1,1 @@
+"""Objects across processes: content-addressed chunks, mapped memory, pickling."""
