@@ -133,18 +133,15 @@ class Inbox:
             self._buffer = bytearray(header.size)
             self._stream = header.stream
         end = self._filled + header.length
-        if (
-            len(self._buffer) != header.size
-            or self._stream != header.stream
-            or end > header.size
-        ):
+        if len(self._buffer) != header.size or self._stream != header.stream or end > header.size:
             raise ProtocolError("A fragment does not belong to the message that is under way.")
         return memoryview(self._buffer)[self._filled : end]
 
     def accept(self, header: Header, payload: memoryview) -> int:
         """Take a fragment; returns the cost that it consumed at once."""
         cost = header.length + OVERHEAD
-        if self.received - self.consumed + cost > self.window + MAX_PAYLOAD + OVERHEAD:
+        held = self.received - self.consumed
+        if held and held + cost > self.window:
             raise ProtocolError("The other side sent more than the window allows.")
         self.received += cost
         data: Buffer

@@ -153,7 +153,7 @@ class Decoder:
     """
 
     def __init__(self, target: Target | None = None) -> None:
-        self._target = target
+        self.target = target
         self._scratch = bytearray(_SCRATCH)
         self._view = memoryview(self._scratch)
         self._start = 0
@@ -211,7 +211,7 @@ class Decoder:
             yield from self.received(count)
 
     def _receive_directly(self, header: Header, have: int) -> None:
-        place = self._target(header) if self._target else None
+        place = self.target(header) if self.target else None
         if place is None:
             place = memoryview(bytearray(header.length))
         place[:have] = self._view[self._start : self._end]

@@ -274,7 +274,7 @@ async def open_relay(argv: Sequence[str], env: Mapping[str, str] | None = None) 
     """
     child_read, write_fd = os.pipe()
     read_fd, child_write = os.pipe()
-    stderr = tempfile.TemporaryFile()
+    stderr = tempfile.TemporaryFile()  # noqa: SIM115  (the wire closes it)
     try:
         process = await anyio.open_process(
             list(argv), stdin=child_read, stdout=child_write, stderr=stderr, env=env
