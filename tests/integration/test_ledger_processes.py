@@ -78,15 +78,13 @@ def test_a_process_killed_at_any_instant_leaves_a_consistent_ledger(tmp_path: Pa
     choose = random.Random(seed)
     reader = Ledger.open(path)
     finished = 0
-    for _ in range(12):
+    for _ in range(8):
         process = writer(path, 0)
         go(process)
         assert process.stdout is not None
         last = 0
         for _ in range(choose.randrange(1, 20)):
             last = int(process.stdout.readline())
-        for _ in range(choose.randrange(0, 20_000)):
-            pass
         process.send_signal(signal.SIGKILL)
         rest, errors = process.communicate(timeout=10)
         assert not errors, errors
@@ -105,6 +103,73 @@ def test_a_process_killed_at_any_instant_leaves_a_consistent_ledger(tmp_path: Pa
     with sqlite3.connect(path) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+
+
+KILLED_BEFORE_EACH_STATEMENT = """
+import os, signal, sqlite3, sys
+from pathlib import Path
+from mlinfra_sdk.ledger import Ledger, Price
+
+connect = sqlite3.connect
+
+def die_before(statement):
+    seen = 0
+    def count(_):
+        nonlocal seen
+        seen += 1
+        if seen == statement:
+            os.kill(os.getpid(), signal.SIGKILL)
+    def traced(*arguments, **options):
+        connection = connect(*arguments, **options)
+        connection.set_trace_callback(count)
+        return connection
+    sqlite3.connect = traced
+
+def life(path):
+    ledger = Ledger.open(path)
+    machine = ledger.intend_machine(name="m", provider="local", price=Price(10, "t", "2026-01-01"))
+    ledger.machine_started(machine)
+    ledger.close_run(ledger.open_run(machine), status="done", seconds=0.5)
+    ledger.open_run(machine)
+    ledger.machine_stopped(machine, reason="test")
+
+statement, killed = 0, True
+while killed:
+    statement += 1
+    child = os.fork()
+    if child == 0:
+        die_before(statement)
+        life(Path(sys.argv[1], f"{statement}.sqlite"))
+        os._exit(0)
+    killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
+print(statement)
+"""
+
+
+def test_a_process_killed_before_each_statement_leaves_what_was_done_so_far(tmp_path: Path) -> None:
+    count = int(run_limited(KILLED_BEFORE_EACH_STATEMENT, None, str(tmp_path)))
+    stages = []
+    for statement in range(1, count + 1):
+        ledger = Ledger.open(tmp_path / f"{statement}.sqlite")
+        stage = (
+            [
+                (machine.started_at is not None, machine.stopped_at is not None)
+                for machine in ledger.machines()
+            ],
+            [run.status for run in ledger.runs()],
+        )
+        ledger.close()
+        if stage not in stages:
+            stages.append(stage)
+    assert stages == [
+        ([], []),
+        ([(False, False)], []),
+        ([(True, False)], []),
+        ([(True, False)], ["open"]),
+        ([(True, False)], ["done"]),
+        ([(True, False)], ["done", "open"]),
+        ([(True, True)], ["done", "lost"]),
+    ]
 
 
 def run_limited(code: str, prepare: object, *arguments: str) -> str:
