@@ -1,3 +1,3 @@
-"""The version of this distribution; ``package.json`` and ``mlinfra_sdk._version`` carry the same."""
+"""The version; ``package.json`` and ``mlinfra_sdk._version`` carry the same."""
 
 __version__ = "0.1.0"

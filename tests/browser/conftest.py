@@ -1,0 +1,124 @@
+"""A real Jupyter server and Chromium, driven by Node.js scripts with playwright-core."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import which
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCREENSHOTS = ROOT / "artifacts" / "screenshots"
+START_S = 60
+# The system's browser; where there is none, Playwright looks for one that it installed itself.
+CHROMIUM = os.environ.get("CHROMIUM") or which("chromium") or which("google-chrome") or ""
+SETTINGS = {
+    "@jupyterlab/apputils-extension:notification": {
+        "checkForUpdates": False,
+        "fetchNews": "false",
+    },
+    # Every cell is in the page, whether it is in view or not.
+    "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
+}
+# A peer that the benchmarks use, with a side bar of its own.
+PAGE = {"disabledExtensions": {"ipyparallel-labextension": True}}
+
+
+@dataclass(frozen=True)
+class Browser:
+    """One Jupyter application with its own folders."""
+
+    app: str
+    url: str
+    token: str
+    folder: Path
+
+    def save(self, name: str, sources: list[str]) -> str:
+        """Write a notebook of code cells into the server's folder; return its path there."""
+        notebook = nbformat.v4.new_notebook(
+            cells=[nbformat.v4.new_code_cell(source) for source in sources],
+            metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
+        )
+        nbformat.write(notebook, self.folder / f"{name}.ipynb")
+        return f"{name}.ipynb"
+
+    def run(self, script: str, **environment: str) -> None:
+        """Run a script; fail with what it printed if it fails."""
+        node = subprocess.run(
+            [Path(sys.prefix) / "bin" / "node", Path(__file__).with_name(script)],
+            env=os.environ
+            | {"APP": self.app, "URL": self.url, "TOKEN": self.token}
+            | {"CHROMIUM": CHROMIUM, "SCREENSHOTS": str(SCREENSHOTS)}
+            | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        if node.returncode:
+            pytest.fail(f"{script} failed:\n{node.stdout}", pytrace=False)
+
+
+@pytest.fixture(scope="module")
+def jupyter(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[str], Browser]]:
+    """Start ``jupyter lab`` or ``jupyter notebook``, each at most once for a test file."""
+    running: dict[str, tuple[Browser, subprocess.Popen[bytes]]] = {}
+
+    def start(app: str) -> Browser:
+        if app not in running:
+            running[app] = _start(app, tmp_path_factory.mktemp(app))
+        return running[app][0]
+
+    yield start
+    for _, server in running.values():
+        server.terminate()
+        server.wait(30)
+
+
+def _start(app: str, home: Path) -> tuple[Browser, subprocess.Popen[bytes]]:
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    folder = home / "work"
+    folder.mkdir()
+    config = home / "config" / "labconfig"
+    config.mkdir(parents=True)
+    (config / "default_setting_overrides.json").write_text(json.dumps(SETTINGS))
+    (config / "page_config.json").write_text(json.dumps(PAGE))
+    application = {"lab": "LabApp", "notebook": "JupyterNotebookApp"}[app]
+    command = [sys.executable, "-m", "jupyter", app, "--no-browser", "--allow-root", "--port=0"]
+    command += [f"--ServerApp.root_dir={folder}", f"--{application}.expose_app_in_browser=True"]
+    environment = os.environ | {
+        "IPYTHONDIR": str(home / "ipython"),
+        "JUPYTER_CONFIG_DIR": str(home / "config"),
+        "JUPYTER_DATA_DIR": str(home / "data"),
+        "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
+        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
+        "MLINFRA_HOME": str(home / "mlinfra"),
+    }
+    log = home / "server.log"
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    information = home / "runtime" / f"jpserver-{server.pid}.json"
+    deadline = time.monotonic() + START_S
+    while not information.exists():
+        if server.poll() is not None or time.monotonic() > deadline:
+            server.kill()
+            pytest.fail(f"jupyter {app} did not start:\n{log.read_text()}", pytrace=False)
+        time.sleep(0.1)
+    running = json.loads(information.read_text())
+    return Browser(app, running["url"], running["token"], folder), server

@@ -1,0 +1,124 @@
+/** What the scripts share: one page of JupyterLab or Notebook 7 in headless Chromium. */
+
+import { join } from 'node:path';
+import { chromium } from 'playwright-core';
+
+const { APP, CHROMIUM, SCREENSHOTS, TOKEN, URL: SERVER } = process.env;
+
+const FLAGS = [
+  '--no-sandbox',
+  '--disable-gpu',
+  '--disable-quic',
+  '--no-first-run',
+  '--disable-background-networking',
+  '--disable-component-update',
+  '--disable-sync'
+];
+
+/** Opens a notebook, hands its page to `scenario`, and closes the browser whatever happens. */
+export async function withNotebook(path, scenario) {
+  const browser = await chromium.launch({
+    args: FLAGS,
+    ...(CHROMIUM && { executablePath: CHROMIUM })
+  });
+  let notebook;
+  try {
+    const page = await browser.newPage({
+      viewport: { width: 1280, height: 1400 }
+    });
+    page.setDefaultTimeout(30_000);
+    notebook = new Notebook(page);
+    await notebook.open(path);
+    await scenario(notebook);
+  } catch (error) {
+    await notebook?.screenshot(`failed-${path}`);
+    console.log(notebook?.messages.join('\n'));
+    throw error;
+  } finally {
+    await browser.close();
+  }
+}
+
+class Notebook {
+  /** What the page wrote to the browser's console, errors first of all. */
+  messages = [];
+
+  constructor(page) {
+    this.page = page;
+    page.on('console', message => {
+      this.messages.push(`${message.type()}: ${message.text()}`);
+    });
+    page.on('pageerror', error => {
+      this.messages.push(`page error: ${error.message}`);
+    });
+  }
+
+  async open(path) {
+    const place = APP === 'lab' ? 'lab/tree' : 'notebooks';
+    await this.page.goto(`${SERVER}${place}/${path}?token=${TOKEN}`);
+    await this.page.locator('.jp-Notebook .jp-CodeCell').first().waitFor();
+    await this.page.waitForFunction(() => {
+      const { currentWidget } = globalThis.jupyterapp.shell;
+      const session = currentWidget?.context?.sessionContext;
+      return session?.isReady && session.session?.kernel?.status === 'idle';
+    });
+  }
+
+  /** Executes a command of the application. */
+  async command(id, options = {}) {
+    return this.page.evaluate(
+      ([id, options]) => globalThis.jupyterapp.commands.execute(id, options),
+      [id, options]
+    );
+  }
+
+  /** Runs all cells, as the Run menu does, and waits until they have ended. */
+  async runAll() {
+    await this.command('notebook:run-all-cells');
+  }
+
+  async save() {
+    await this.command('docmanager:save');
+  }
+
+  cell(index) {
+    return this.page.locator('.jp-Notebook .jp-Cell').nth(index);
+  }
+
+  /** The output area of a cell. */
+  output(index) {
+    return this.cell(index).locator('.jp-Cell-outputArea');
+  }
+
+  /** The number in brackets beside a cell; `null` if the cell was not run to its end. */
+  async executionCount(index) {
+    const prompt = await this.cell(index)
+      .locator('.jp-InputPrompt')
+      .textContent();
+    const count = /\[(\d+)\]/.exec(prompt ?? '');
+    return count ? Number(count[1]) : null;
+  }
+
+  async theme(name) {
+    await this.command('apputils:change-theme', {
+      theme: `JupyterLab ${name}`
+    });
+    await this.page
+      .locator(`body[data-jp-theme-name="JupyterLab ${name}"]`)
+      .waitFor({ state: 'attached' });
+    const splash = this.page.locator('#jupyterlab-splash');
+    await splash.waitFor({ state: 'detached' });
+  }
+
+  async screenshot(name) {
+    await this.page.screenshot({ path: join(SCREENSHOTS, `${name}.png`) });
+  }
+
+  /** Takes one screenshot in the light theme and one in the dark. */
+  async screenshots(name) {
+    for (const theme of ['Dark', 'Light']) {
+      await this.theme(theme);
+      await this.screenshot(`${name}-${theme.toLowerCase()}`);
+    }
+  }
+}

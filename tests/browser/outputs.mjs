@@ -1,0 +1,54 @@
+/** The cells of test_outputs.py show what they should, in both themes, wherever they run. */
+
+import assert from 'node:assert/strict';
+import { withNotebook } from './lab.mjs';
+
+const { APP, MODE, NOTEBOOK } = process.env;
+const [, KERNEL, PLOT, TABLE, BAR, SLIDER, ERROR, AFTER] = Array(8).keys();
+
+await withNotebook(NOTEBOOK, async notebook => {
+  const { page } = notebook;
+  await notebook.runAll();
+
+  const image = notebook.output(PLOT).locator('img[src^="data:image/png"]');
+  await image.waitFor();
+  assert.equal(await image.count(), 1);
+  assert.ok((await image.evaluate(img => img.naturalWidth)) > 200);
+
+  const table = notebook.output(TABLE).locator('table.dataframe');
+  assert.match(await table.innerText(), /square\s+n\s+0\s+0\s+1\s+1\s+1\s+2/);
+
+  const bar = notebook.output(BAR);
+  await bar.locator('.progress-bar-success').waitFor();
+  assert.match(await bar.innerText(), /work:\s+100%\s+20\/20/);
+  assert.equal(await bar.locator('.progress-bar').count(), 1);
+
+  const kernel = (await notebook.output(KERNEL).innerText()).trim();
+  const slider = notebook.output(SLIDER);
+  const handle = slider.locator('.noUi-handle');
+  await handle.focus();
+  await handle.press('ArrowRight');
+  const label = slider.locator('.widget-label', { hasText: '4 squared is 16' });
+  await label.waitFor();
+  const process = /in process (\d+)/.exec(await label.innerText())?.[1];
+  assert.equal(process === kernel, MODE === 'local');
+  await slider
+    .locator('.jp-OutputArea-output pre', { hasText: 'moved to 4' })
+    .waitFor();
+  await handle.press('ArrowRight');
+  await slider.getByText('5 squared is 25').waitFor();
+  await slider.getByText('moved to 5').waitFor();
+  assert.equal(await slider.getByText('moved to').count(), 1);
+
+  const error = await notebook.output(ERROR).innerText();
+  assert.match(
+    error,
+    /ZeroDivisionError\s+Traceback \(most recent call last\)/
+  );
+  assert.match(error, /ZeroDivisionError: division by zero\s*$/);
+  assert.equal(await notebook.executionCount(AFTER), null);
+
+  await page.evaluate(() => document.activeElement?.blur());
+  await notebook.screenshots(`outputs-${MODE}-${APP}`);
+  await notebook.save();
+});
