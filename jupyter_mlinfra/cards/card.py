@@ -3,12 +3,14 @@
 The HTML must survive where notebooks are shown: front ends that strip scripts and style sheets
 (hence inline styles and nothing external), GitHub, which strips all styling (hence a structure
 that reads well bare), light and dark themes (hence JupyterLab's colour variables, with fallbacks
-that inherit). Drawing is in the path of every cell and costs a few hundredths of a millisecond.
+that inherit), JupyterLab's typesetter (which takes what stands between two dollar signs for
+mathematics, unless tags come between). Drawing is in the path of every cell and costs a few
+hundredths of a millisecond.
 """
 
 from __future__ import annotations
 
-from html import escape
+import html
 from typing import Any, NamedTuple
 
 from mlinfra_sdk.units import format_duration, format_size, format_usd
@@ -50,7 +52,7 @@ _SPINNER = (
     ' dur="1s" repeatCount="indefinite"/></path></svg>'
 )
 _BOX = (
-    "font:12px/22px var(--jp-ui-font-family,system-ui,sans-serif);"
+    "font-family:var(--jp-ui-font-family,system-ui,sans-serif);font-size:12px;line-height:22px;"
     "color:var(--jp-ui-font-color1,inherit);"
     "border:1px solid var(--jp-border-color2,rgba(128,128,128,.4));border-radius:3px;"
     "overflow:hidden"
@@ -69,20 +71,22 @@ def render_html(state: RunState) -> str:
     phases = state.phases()
     elapsed = sum(phases.values())
     look = _LOOKS[state.phase]
-    facts = [escape(fact) for fact in _facts(state, elapsed)]
+    facts = _facts(state, elapsed)
+    line = " · ".join(map(_escape, facts))
     symbol = (
         f'<span aria-hidden="true" style="color:{look.colour}">{look.symbol}</span>'
         if look.symbol
         else _SPINNER.format(look.colour)
     )
     remarks = "".join(
-        f'<div style="padding:0 8px 2px 26px">{escape(remark)}</div>' for remark in _remarks(state)
+        f'<div style="padding:0 8px 2px 26px">{_escape(remark)}</div>' for remark in _remarks(state)
     )
     bar = "" if state.phase in ENDED else _bar(phases, elapsed, "2px")
     return (
-        f'<div role="status" aria-label="{look.words} · {" · ".join(facts)}" style="{_BOX}">'
+        f'<div role="status" aria-label="{html.escape(" · ".join((look.words, *facts)))}"'
+        f' style="{_BOX}">'
         f'<details><summary style="padding:0 8px;cursor:pointer">{symbol} <b>{look.words}</b> '
-        f'<span style="{_FAINT}">· {" · ".join(facts)}</span></summary>'
+        f'<span style="{_FAINT}">· {line}</span></summary>'
         f'<div style="padding:0 8px 4px 26px">{_details(state, phases, elapsed)}</div>'
         f"</details>{remarks}{bar}</div>"
     )
@@ -104,6 +108,10 @@ def message(state: RunState, display_id: str) -> dict[str, Any]:
         "metadata": METADATA,
         "transient": {"display_id": display_id},
     }
+
+
+def _escape(text: str) -> str:
+    return html.escape(text).replace("$", "<span>$</span>")
 
 
 def _facts(state: RunState, elapsed: float) -> list[str]:
@@ -131,7 +139,7 @@ def _remarks(state: RunState) -> list[str]:
 def _details(state: RunState, phases: dict[Phase, float], elapsed: float) -> str:
     rows = []
     if state.machine:
-        rows.append(("Machine", escape(state.machine)))
+        rows.append(("Machine", _escape(state.machine)))
     if phases:
         times = " · ".join(
             f'<span style="color:{_LOOKS[phase].colour}" aria-hidden="true">▬</span> '
@@ -146,7 +154,7 @@ def _details(state: RunState, phases: dict[Phase, float], elapsed: float) -> str
 
 
 def _moved(names: list[str], size: int) -> str:
-    shown = ", ".join(f"<code>{escape(name)}</code>" for name in names[:_MOST_NAMES])
+    shown = ", ".join(f"<code>{_escape(name)}</code>" for name in names[:_MOST_NAMES])
     if len(names) > _MOST_NAMES:
         shown += f" and {len(names) - _MOST_NAMES} more"
     return f"{shown} ({format_size(size)})" if shown else format_size(size)

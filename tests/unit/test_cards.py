@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from html.parser import HTMLParser
 from typing import get_args
@@ -128,6 +129,11 @@ def test_what_the_user_controls_is_escaped() -> None:
     assert "script" not in page.tags
     assert "onclick" not in {name for name, _ in page.attributes}
     assert page.text.count(NASTY) == 7
+
+
+def test_no_text_between_tags_reads_as_mathematics() -> None:
+    run = state(rate=100_000, seconds={"running": 9.0}, note="$x$", sent=["$a$"])
+    assert not re.search(r"\$[^<>]*\$", re.sub(r"<[^>]*>", "<>", render_html(run)))
 
 
 def test_the_bundle_holds_json_html_and_text() -> None:

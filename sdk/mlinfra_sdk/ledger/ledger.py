@@ -95,7 +95,7 @@ class Ledger:
                 os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         except OSError as error:
             raise LedgerError(
-                f"The ledger {path or ''} cannot be created: {error}.",
+                f"The ledger cannot be created: {error}.",
                 hint="Make its folder writable, or set MLINFRA_HOME to one that is.",
             ) from error
         with _explained(path):
