@@ -7,6 +7,7 @@ from typing import Any
 
 from IPython.core.completer import CompletionContext, SimpleCompletion, context_matcher
 from IPython.core.interactiveshell import InteractiveShell
+
 from mlinfra_sdk import spec
 from mlinfra_sdk.spec import CELL, NOTEBOOK, SETTINGS
 

@@ -26,7 +26,7 @@ SUBCOMMANDS: Mapping[str, Subcommand] = {
     "status": Subcommand("status", "this notebook's machine and every setting with its origin"),
     "use": Subcommand(
         "use [KEY=VALUE ...]",
-        "set defaults for the cells of this notebook; KEY= takes one back; alone shows them",
+        "set this notebook's defaults; KEY= takes one back; alone shows them",
     ),
     "machines": Subcommand("machines", "machines of yours that run, with their cost so far"),
     "stop": Subcommand("stop [MACHINE]", "stop this notebook's machine, or the one named"),

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from mlinfra_sdk.errors import LedgerError
 from mlinfra_sdk.ledger import Ledger, Price
 

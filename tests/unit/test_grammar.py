@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mlinfra_sdk.errors import RequestError
-from mlinfra_sdk.spec import CELL, SETTINGS, Gpu
 
 from jupyter_mlinfra.magics import completion, grammar
+from mlinfra_sdk.errors import RequestError
+from mlinfra_sdk.spec import CELL, SETTINGS, Gpu
 
 
 def test_a_cell_line() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from mlinfra_sdk.errors import LedgerError
 from mlinfra_sdk.ledger import Cost, Ledger, Price
 from mlinfra_sdk.ledger.attribution import attribute

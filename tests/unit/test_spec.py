@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from mlinfra_sdk import spec
 from mlinfra_sdk.errors import RequestError
 from mlinfra_sdk.spec import CELL, CONFIG, NOTEBOOK, SETTINGS, Gpu, Request
