@@ -125,3 +125,57 @@ async def test_random_cuts(tmp_path: Path, seed: int) -> None:
         State.CONNECTED,
         State.CLOSED,
     ]
+
+
+@pytest.mark.parametrize("seed", SEEDS[:3])
+async def test_half_open_connections(tmp_path: Path, seed: int) -> None:
+    """Connections that fall silent without an end, in the handshake or later."""
+    timing = Timing(heartbeat=0.05, dead_after=0.3, handshake=0.3, retry_min=0.001, retry_max=0.02)
+    finished = anyio.Event()
+
+    async def on_session(session: LinkSession) -> None:
+        await talk(session, sent=seed + 1000, expected=seed)
+        finished.set()
+        await session.wait_closed()
+
+    source = random.Random(seed)
+    lengths = [int(2_000_000 ** source.random()) for _ in range(6)]
+
+    def plan(number: int) -> Plan:
+        if number >= len(lengths):
+            return Plan()
+        return Plan(cut=(lengths[number], lengths[number]), half_open=True)
+
+    async with world(tmp_path, plan, on_session, timing) as proxy:
+        async with connect(lambda: connect_unix(proxy.path), SECRET, timing=timing) as session:
+            await talk(session, sent=seed, expected=seed + 1000)
+            await finished.wait()
+    assert proxy.connections > len(lengths)
+
+
+async def test_urgent_messages_pass_a_slow_uplink_that_is_full(tmp_path: Path) -> None:
+    """4 MB over 2 MB/s: the wire is not taken for dead, and no urgent message waits behind it."""
+    timing = Timing(heartbeat=0.1, dead_after=0.5)
+    order: list[Channel] = []
+
+    async def on_session(session: LinkSession) -> None:
+        async def note(channel: Channel) -> None:
+            async for _ in session.receive(channel):
+                order.append(channel)
+                await session.send(channel, b"")
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(note, Channel.CONTROL)
+            tasks.start_soon(note, Channel.BULK)
+
+    async with world(tmp_path, lambda _: Plan(rate=2e6), on_session, timing) as proxy:
+        async with connect(lambda: connect_unix(proxy.path), SECRET, timing=timing) as session:
+            await session.send(Channel.BULK, CONTENT)
+            for _ in range(5):
+                await session.send(Channel.CONTROL, b"interrupt")
+                async for _ in session.receive(Channel.CONTROL):
+                    break
+            async for _ in session.receive(Channel.BULK):
+                break
+            assert session.counters.wires == 1
+    assert order == [*[Channel.CONTROL] * 5, Channel.BULK]

@@ -25,7 +25,7 @@ from mlinfra_sdk.link.session import LinkSession, State, Status, Timing
 from mlinfra_sdk.link.wire import Wire
 
 _MALFORMED_LIMIT = 10
-"""Wires in a row that end in a malformed frame before the session is given up."""
+"""Wires in a row that bring nothing but a malformed frame before the session is given up."""
 
 
 class _Opened(NamedTuple):
@@ -60,6 +60,7 @@ async def connect(
     failure: Exception | None = None
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(client.keep, opened, tasks)
+        await session.wait_connected()
         try:
             yield session
         except Exception as error:  # raised below, so that it does not come out in a group
@@ -102,6 +103,7 @@ class _Client:
         malformed = 0
         while True:
             began = anyio.current_time()
+            point = session.resume_point()
             try:
                 fault = await session.drive(*opened)
             except LinkClosed as error:
@@ -112,7 +114,8 @@ class _Client:
                 tasks.start_soon(_close, opened.wire)
             if session.status.state is State.CLOSED:
                 return
-            malformed = malformed + 1 if isinstance(fault, ProtocolError) else 0
+            stuck = isinstance(fault, ProtocolError) and point == session.resume_point()
+            malformed = malformed + 1 if stuck else 0
             if malformed >= _MALFORMED_LIMIT:
                 session.finish(fault)
                 return

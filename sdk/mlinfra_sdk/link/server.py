@@ -119,13 +119,14 @@ class LinkServer:
         return entry
 
     async def _run(self, session: LinkSession) -> None:
+        await session.wait_connected()
         try:
             with suppress(LinkClosed):
                 await self._on_session(session)
             await session.aclose()
         except Exception:
             logger.exception("A session failed")
-            session.finish(LinkClosed("The agent failed in this session; its log says why."))
+            await session.aclose(LinkClosed("The agent failed in this session; its log says why."))
         finally:
             session.finish(None)
             del self._entries[session.id]

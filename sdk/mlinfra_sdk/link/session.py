@@ -12,6 +12,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import anyio
@@ -130,6 +131,8 @@ class LinkSession:
         self._ack_cost = 0
         self._heard = True
         self._farewell: bytes | None = None
+        self._closing = False
+        self._begun = anyio.Event()
         self._ended = anyio.Event()
         self._settled = anyio.Event()
         self._scope: anyio.CancelScope | None = None
@@ -193,25 +196,31 @@ class LinkSession:
 
     async def flush(self) -> None:
         """Wait until the other side has received everything that is under way."""
-        while self._unacked or any(outbox.queue for outbox in self._outboxes):
+        while True:
             self._check_open()
+            if not self._unacked and not any(outbox.queue for outbox in self._outboxes):
+                return
             await self._settled.wait()
 
-    async def aclose(self, *, patience: float = 2.0) -> None:
+    async def aclose(self, reason: LinkError | None = None, *, patience: float = 2.0) -> None:
         """End the session on both sides, after a flush that lasts at most ``patience`` seconds.
 
-        Without a connection only this side ends.
+        The other side meets ``reason`` as an error if there is one.  Without a connection only
+        this side ends.
         """
         if self.status.state is State.CONNECTED:
-            with anyio.move_on_after(patience, shield=True):
-                try:
-                    await self.flush()
-                except LinkClosed:
-                    return
-                self._farewell = closing("bye", "")
+            self._closing = True
+            with anyio.move_on_after(patience, shield=True), suppress(LinkClosed):
+                await self.flush()
+                code = "failed" if reason else "bye"
+                self._farewell = closing(code, str(reason or ""))
                 self._wake.set()
                 await self._ended.wait()
-        self.finish(None)
+        self.finish(reason)
+
+    async def wait_connected(self) -> None:
+        """Wait until the session has been connected for the first time."""
+        await self._begun.wait()
 
     async def wait_closed(self) -> None:
         """Wait until the session is closed, by whomever."""
@@ -224,6 +233,7 @@ class LinkSession:
         if self.status.state is State.CLOSED:
             return
         self._change(State.CLOSED, error)
+        self._begun.set()
         self._ended.set()
         self._settled.set()
         for outbox in self._outboxes:
@@ -271,6 +281,7 @@ class LinkSession:
             self.counters.wires += 1
             self._heard = True
             self._change(State.CONNECTED)
+            self._begun.set()
             try:
                 async with anyio.create_task_group() as tasks:
                     self._scope = tasks.cancel_scope
@@ -289,7 +300,9 @@ class LinkSession:
             finally:
                 self._scope = None
                 fault = faults[0] if faults else LinkError("A newer connection took over.")
-                if self.status.state is not State.CLOSED:
+                if self._closing:
+                    self.finish(None)
+                elif self.status.state is not State.CLOSED:
                     self._change(State.RECONNECTING, fault)
             return fault
 

@@ -181,7 +181,7 @@ class ProcessWire(DescriptorWire):
     ) -> None:
         super().__init__(read_fd, write_fd)
         self._fds = (read_fd, write_fd)
-        self._process = process
+        self.process = process
         self._stderr = stderr
 
     def complaint(self) -> str:
@@ -195,13 +195,13 @@ class ProcessWire(DescriptorWire):
             os.close(fd)
         with anyio.CancelScope(shield=True):
             with contextlib.suppress(ProcessLookupError):
-                self._process.terminate()
+                self.process.terminate()
             with anyio.move_on_after(1):
-                await self._process.wait()
-            if self._process.returncode is None:
+                await self.process.wait()
+            if self.process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
-                    self._process.kill()
-                await self._process.wait()
+                    self.process.kill()
+                await self.process.wait()
         self._stderr.close()
 
 
@@ -319,10 +319,15 @@ async def open_relay(argv: Sequence[str], env: Mapping[str, str] | None = None) 
         process = await anyio.open_process(
             list(argv), stdin=child_read, stdout=child_write, stderr=stderr, env=env
         )
-    except BaseException:
+    except BaseException as error:
         os.close(write_fd)
         os.close(read_fd)
         stderr.close()
+        if isinstance(error, OSError):
+            raise LinkError(
+                f"`{argv[0]}` cannot be run: {error.strerror}.",
+                hint="Install it or put it on the PATH.",
+            ) from None
         raise
     finally:
         os.close(child_read)
