@@ -7,37 +7,11 @@ delta is one byte. Payload bytes are named by digest (:meth:`Inputs.digests`,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import msgspec
 
-from mlinfra_sdk.objects.blob import BlobRef
-
-
-class Source(msgspec.Struct, frozen=True, array_like=True):
-    """Text of a notebook cell, so that tracebacks and ``inspect.getsource`` work over there."""
-
-    filename: str
-    text: str
-    count: int | None = None
-
-
-class Packed(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One pickled object graph: its stream and its out-of-band buffers, by content."""
-
-    stream: BlobRef
-    buffers: list[BlobRef] = []
-    sources: list[Source] = []
-
-    def blobs(self) -> Iterator[BlobRef]:
-        """The stream and the buffers."""
-        yield self.stream
-        yield from self.buffers
-
-    def digests(self) -> Iterator[bytes]:
-        """Digests of all chunks, in order, with repetitions."""
-        for blob in self.blobs():
-            yield from blob.chunks
+from mlinfra_sdk.objects.blob import Packed
 
 
 class Pairing(msgspec.Struct, frozen=True, array_like=True):
@@ -87,12 +61,12 @@ class Inputs(msgspec.Struct, frozen=True, omit_defaults=True):
     """(token, name): values that the worker must keep although the client could not take them."""
     released: list[str] = []
     """Tokens that the client no longer holds."""
-    ambient: dict[str, Packed] = {}
+    ambient: dict[str, bytes] = {}
     eager_limit: int = 0
 
     def digests(self) -> list[bytes]:
         """Digests of all chunks that are referred to, each once."""
-        return _digests([*(group.data for group in self.groups), *self.ambient.values()])
+        return _digests(group.data for group in self.groups)
 
 
 class Outputs(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -105,14 +79,14 @@ class Outputs(msgspec.Struct, frozen=True, omit_defaults=True):
     """Names whose worker copy is no longer what the client recorded; they must be sent again."""
     extra: list[str] = []
     """Those of the names above that are values of ``collect(extra=...)``, not variables."""
-    ambient: dict[str, Packed] = {}
+    ambient: dict[str, bytes] = {}
     error: Packed | None = None
     dropped: list[str] = []
     """Texts for one warning: parts of the graphs that could not travel."""
 
     def digests(self) -> list[bytes]:
         """Digests of all chunks that are referred to, each once."""
-        packed = [*(group.data for group in self.groups), *self.ambient.values()]
+        packed = [group.data for group in self.groups]
         return _digests(packed if self.error is None else [*packed, self.error])
 
 

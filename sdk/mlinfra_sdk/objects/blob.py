@@ -1,6 +1,8 @@
-"""References to bytes in a chunk store."""
+"""References to bytes and to pickled graphs in a chunk store."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import msgspec
 
@@ -14,3 +16,29 @@ class BlobRef(msgspec.Struct, frozen=True, omit_defaults=True):
     size: int = 0
     chunks: list[bytes] = []
     inline: bytes | None = None
+
+
+class Source(msgspec.Struct, frozen=True, array_like=True):
+    """Text of a notebook cell, so that tracebacks and ``inspect.getsource`` work over there."""
+
+    filename: str
+    text: str
+    count: int | None = None
+
+
+class Packed(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One pickled object graph: its stream and its out-of-band buffers, by content."""
+
+    stream: BlobRef
+    buffers: list[BlobRef] = []
+    sources: list[Source] = []
+
+    def blobs(self) -> Iterator[BlobRef]:
+        """The stream and the buffers."""
+        yield self.stream
+        yield from self.buffers
+
+    def digests(self) -> Iterator[bytes]:
+        """Digests of all chunks, in order, with repetitions."""
+        for blob in self.blobs():
+            yield from blob.chunks

@@ -1,0 +1,171 @@
+"""What one side of a session knows about objects that cannot leave their process."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Generic, NoReturn, TypeVar
+
+from mlinfra_sdk.errors import NotTransferable
+
+T = TypeVar("T")
+
+
+class WeakIdTable(Generic[T]):
+    """Maps objects by identity to values for as long as the objects live."""
+
+    def __init__(self) -> None:
+        self._entries: dict[int, tuple[weakref.ref[Any], T]] = {}
+
+    def __setitem__(self, obj: object, value: T) -> None:
+        key = id(obj)
+        entries = self._entries
+        self._entries[key] = (weakref.ref(obj, lambda _: entries.pop(key, None)), value)
+
+    def get(self, obj: object) -> T | None:
+        entry = self._entries.get(id(obj))
+        return entry[1] if entry is not None and entry[0]() is obj else None
+
+
+class Realm:
+    """One namespace in one process: gives tokens to objects that stay here.
+
+    ``ns`` is the user namespace that becomes the globals of notebook functions.
+    """
+
+    def __init__(self, ns: dict[str, Any]) -> None:
+        self.ns = ns
+        self.id = secrets.token_hex(8)
+        self._by_token: dict[str, Any] = {}
+        self._token_of: dict[int, str] = {}
+        self._count = 0
+        self.origins: WeakIdTable[tuple[str, str]] = WeakIdTable()
+        """Objects that stand for one elsewhere: (realm id, token)."""
+        self.home_devices: WeakIdTable[str] = WeakIdTable()
+        """Tensors that live on a device which is not here."""
+
+    def token(self, obj: object, *, keep: bool = False) -> str:
+        """The token of an object. Unless ``keep``, the object may still die (where it can be
+        weakly referenced)."""
+        token = self._token_of.get(id(obj))
+        if token is not None and self.resolve(token) is obj:
+            if keep:
+                self._by_token[token] = lambda: obj
+            return token
+        self._count += 1
+        token = str(self._count)
+        self._token_of[id(obj)] = token
+        self._by_token[token] = lambda: obj
+        if not keep:
+            key, tokens = id(obj), self._token_of
+
+            def died(_: object) -> None:
+                if tokens.get(key) == token:
+                    del tokens[key]
+
+            try:
+                self._by_token[token] = weakref.ref(obj, died)
+            except TypeError:
+                pass
+        return token
+
+    def resolve(self, token: str) -> object | None:
+        """The object of a token, or None if it is gone."""
+        reference = self._by_token.get(token)
+        return None if reference is None else reference()
+
+    def release(self, token: str) -> None:
+        """No one elsewhere holds this token any more."""
+        reference = self._by_token.pop(token, None)
+        obj = None if reference is None else reference()
+        if obj is not None and self._token_of.get(id(obj)) == token:
+            del self._token_of[id(obj)]
+
+
+class _Receiving(threading.local):
+    realm: Realm | None = None
+
+
+_receiving = _Receiving()
+
+
+@contextmanager
+def receiving(realm: Realm) -> Iterator[None]:
+    """While objects are rebuilt in ``realm``."""
+    outer = _receiving.realm
+    _receiving.realm = realm
+    try:
+        yield
+    finally:
+        _receiving.realm = outer
+
+
+def current_realm() -> Realm:
+    """The realm in which objects are being rebuilt."""
+    if _receiving.realm is None:
+        raise NotTransferable(
+            "This data was written by mlinfra for its own kernels.",
+            hint="Load it through a session.",
+        )
+    return _receiving.realm
+
+
+class Foreign:
+    """Base of what stands for an object that stayed in another realm."""
+
+    __slots__ = ("__weakref__", "_mlinfra_realm", "_mlinfra_token")
+
+    _mlinfra_realm: str
+    _mlinfra_token: str
+
+    def _mlinfra_reduce(self) -> tuple[Any, ...]:
+        """What is pickled in its place."""
+        raise NotImplementedError
+
+
+class Stub(Foreign):
+    """Stands for an object that could not travel; any use of it raises NotTransferable.
+
+    Sent back to where it comes from it becomes the original object again.
+    """
+
+    __slots__ = ("_mlinfra_text",)
+
+    _mlinfra_text: str
+
+    def __init__(self, realm: str, token: str, text: str) -> None:
+        object.__setattr__(self, "_mlinfra_realm", realm)
+        object.__setattr__(self, "_mlinfra_token", token)
+        object.__setattr__(self, "_mlinfra_text", text)
+
+    def _mlinfra_reduce(self) -> tuple[Any, ...]:
+        from mlinfra_sdk.objects.reducers import resolve
+
+        return resolve, (self._mlinfra_realm, self._mlinfra_token, self._mlinfra_text)
+
+    def __repr__(self) -> str:
+        return f"<not transferred: {self._mlinfra_text}>"
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith(("_repr_", "_ipython_", "__")):  # probing is not use
+            raise AttributeError(name)
+        _raise(self)
+
+
+def _raise(stub: Stub, *args: object, **kwargs: object) -> NoReturn:
+    raise NotTransferable(
+        f"This is {stub._mlinfra_text}, which cannot leave the process that made it.",
+        hint="Create it in the cell that uses it.",
+    )
+
+
+for _name in (
+    "setattr delattr call iter next len getitem setitem delitem contains enter exit await aiter "
+    "anext aenter aexit bool int float complex index str lt le gt ge add radd sub rsub mul rmul "
+    "truediv rtruediv floordiv rfloordiv mod rmod pow rpow matmul rmatmul and rand or ror xor rxor "
+    "lshift rlshift rshift rrshift neg pos abs invert array"
+).split():
+    setattr(Stub, f"__{_name}__", _raise)

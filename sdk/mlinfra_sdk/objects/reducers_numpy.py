@@ -1,0 +1,70 @@
+"""numpy arrays: views of one memory stay views of one memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from mlinfra_sdk.objects.codec import Encoder
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def reduce_array(encoder: Encoder, array: Array) -> Any:
+    """An array by its bytes, or as a view of a stretch that other arrays of the graph share."""
+    if array.dtype.hasobject or not array.size:
+        return array.__reduce_ex__(5)
+    owner = _owner(array)
+    base = owner.__array_interface__["data"][0]
+    low, high = np.lib.array_utils.byte_bounds(array) if _NEW else np.byte_bounds(array)
+    key = id(owner)
+    extent = encoder.memories.claim(key, low - base, high - low, base, owner, as_bytes)
+    layout = array.shape, array.dtype, array.flags.writeable
+    if key in encoder.memories.shared:
+        return make_view, (extent, low_offset(array, base) - extent.start, array.strides, *layout)
+    if high - low == array.nbytes:  # dense, whatever the order of its axes
+        return make_view, (extent, low_offset(array, low), array.strides, *layout)
+    copy = np.ascontiguousarray(array)
+    encoder.keep_alive.append(copy)
+    address = copy.__array_interface__["data"][0]
+    dense = encoder.memories.claim(id(copy), 0, copy.nbytes, address, copy, as_bytes)
+    return make_view, (dense, 0, copy.strides, *layout)
+
+
+def low_offset(array: Array, base: int) -> int:
+    """Distance of the first item from ``base`` (which lies behind others if a stride is < 0)."""
+    return int(array.__array_interface__["data"][0]) - base
+
+
+def as_bytes(buffer: Any) -> Array:
+    """The memory of the views of a graph."""
+    return np.frombuffer(buffer, np.uint8)
+
+
+def make_view(
+    memory: Array,
+    offset: int,
+    strides: tuple[int, ...],
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    writeable: bool,
+) -> Array:
+    """An array in the memory."""
+    array: Array = np.ndarray(shape, dtype, memory, offset, strides)
+    array.flags.writeable = writeable
+    return array
+
+
+def _owner(array: Array) -> Array:
+    """The array whose memory this one is a view of."""
+    owner: Any = array
+    current: Any = array
+    while (current := getattr(current, "base", None)) is not None:
+        if isinstance(current, np.ndarray):
+            owner = current
+    return owner  # type: ignore[no-any-return]
+
+
+_NEW = hasattr(np.lib, "array_utils")
