@@ -102,7 +102,7 @@ async def test_a_killed_relay_is_replaced(tmp_path: Path) -> None:
 
 
 async def test_a_relay_that_finds_no_agent_says_so(tmp_path: Path) -> None:
-    with pytest.raises(LinkError, match="no agent answers at .*/nothing: No such file"):
+    with pytest.raises(LinkError, match=r"no agent answers at .*/nothing: No such file"):
         await open_relay(relay_command(tmp_path / "nothing"))
 
 

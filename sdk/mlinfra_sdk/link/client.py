@@ -102,7 +102,6 @@ class _Client:
         pause = timing.retry_min
         malformed = 0
         while True:
-            began = anyio.current_time()
             point = session.resume_point()
             try:
                 fault = await session.drive(*opened)
@@ -114,14 +113,13 @@ class _Client:
                 tasks.start_soon(_close, opened.wire)
             if session.status.state is State.CLOSED:
                 return
-            stuck = isinstance(fault, ProtocolError) and point == session.resume_point()
-            malformed = malformed + 1 if stuck else 0
+            # A wire that brought nothing before it broke is no reason to hurry.
+            fruitful = point != session.resume_point()
+            pause = timing.retry_min if fruitful else min(pause * 2, timing.retry_max)
+            malformed = malformed + 1 if isinstance(fault, ProtocolError) and not fruitful else 0
             if malformed >= _MALFORMED_LIMIT:
                 session.finish(fault)
                 return
-            # A wire that breaks right after its handshake is no reason to hurry.
-            lasted = anyio.current_time() - began
-            pause = timing.retry_min if lasted > pause else min(pause * 2, timing.retry_max)
             await anyio.sleep(pause * random.uniform(0.5, 1))
             try:
                 opened = await self._open_until(anyio.current_time() + timing.give_up, pause)

@@ -73,20 +73,19 @@ class Outbox:
 
     def admit(self, message: Outgoing) -> bool:
         """Queue ``message`` if the window has room for it."""
-        size = message.size
-        cost = size + OVERHEAD * max(1, -(-size // self.fragment))
+        cost = message.size + OVERHEAD
         if self.admitted - self.consumed + cost > self.window and self.admitted != self.consumed:
             return False
         self.admitted += cost
         self.queue.append(message)
         return True
 
-    def next_fragment(self) -> tuple[Outgoing, memoryview] | None:
+    def next_fragment(self, largest: int) -> tuple[Outgoing, memoryview] | None:
         """Cut the next fragment if there is one and the receiver has room for it."""
         if not self.queue:
             return None
         message = self.queue[0]
-        end = min(message.offset + self.fragment, message.size)
+        end = min(message.offset + min(self.fragment, largest), message.size)
         cost = end - message.offset + OVERHEAD
         if self.sent - self.consumed + cost > self.window and self.sent != self.consumed:
             return None
@@ -95,6 +94,8 @@ class Outbox:
         message.offset = end
         if end == message.size:
             self.queue.popleft()
+        else:
+            self.admitted += OVERHEAD
         return message, fragment
 
     def was_consumed(self, total: int) -> None:

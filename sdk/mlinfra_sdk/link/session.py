@@ -19,7 +19,7 @@ import anyio
 import msgspec
 
 from mlinfra_sdk.errors import LinkClosed, LinkError, ProtocolError
-from mlinfra_sdk.link.flow import Inbox, Message, Outbox, Outgoing
+from mlinfra_sdk.link.flow import OVERHEAD, Inbox, Message, Outbox, Outgoing
 from mlinfra_sdk.link.frames import (
     CHANNELS,
     MAX_MESSAGE,
@@ -33,6 +33,7 @@ from mlinfra_sdk.link.frames import (
     encode_frame,
 )
 from mlinfra_sdk.link.handshake import Close, Peer, Resume, closed, closing, unpack
+from mlinfra_sdk.link.pace import Pace
 from mlinfra_sdk.link.wire import Wire
 
 _DATA = int(Kind.DATA)
@@ -123,6 +124,7 @@ class LinkSession:
         self._received = 0
         self._unacked: deque[tuple[int, tuple[Buffer, ...]]] = deque()
         self._repeat: deque[tuple[int, tuple[Buffer, ...]]] = deque()
+        self._pace = Pace()
         self._urgent: list[bytes] = []
         self._wake = anyio.Event()
         self._ack_started = anyio.Event()
@@ -272,6 +274,7 @@ class LinkSession:
             if not current():
                 return LinkError("A newer connection took over.")
             self._go_on(peer, point)
+            self._pace = Pace()
             self._urgent.clear()
             if greet:
                 ready = msgspec.msgpack.encode(self.resume_point())
@@ -343,20 +346,32 @@ class LinkSession:
             self._ack_frames = self._ack_cost = 0
             consumed = _CONSUMED.pack(*[inbox.consumed for inbox in self._inboxes])
             batch.append(encode_frame(Kind.ACK, consumed, number=self._received))
+        pace = self._pace
         room = _BATCH
-        while self._repeat and room > 0:
-            _, buffers = self._repeat.popleft()
+        number = 0
+        while self._repeat and room > 0 and pace.open:
+            number, buffers = self._repeat.popleft()
             batch += buffers
-            room -= sum(map(len, buffers))
+            size = sum(map(len, buffers))
+            room -= size
+            pace.add(size)
             self.counters.repeated_frames += 1
-        for outbox in self._outboxes:
-            while room > 0 and len(batch) < _BATCH_BUFFERS:
-                cut = outbox.next_fragment()
-                if cut is None:
-                    break
-                buffers = self._frame(outbox.channel, *cut)
-                batch += buffers
-                room -= len(cut[1])
+        if not self._repeat:
+            for outbox in self._outboxes:
+                while room > 0 and len(batch) < _BATCH_BUFFERS:
+                    # Control is never held back: it is little, and others wait for it.
+                    if not pace.open and outbox.channel != Channel.CONTROL:
+                        break
+                    cut = outbox.next_fragment(pace.fragment)
+                    if cut is None:
+                        break
+                    batch += self._frame(outbox.channel, *cut)
+                    number = self._number
+                    size = len(cut[1]) + OVERHEAD
+                    room -= size
+                    pace.add(size)
+        if number:
+            pace.mark(number, time.monotonic())
         return batch
 
     def _frame(self, channel: int, message: Outgoing, fragment: memoryview) -> tuple[Buffer, ...]:
@@ -380,6 +395,7 @@ class LinkSession:
             raise ProtocolError("The other side acknowledged what was never sent.")
         while unacked and unacked[0][0] <= number:
             unacked.popleft()
+        self._pace.acknowledged(number, time.monotonic())
         for outbox, total in zip(self._outboxes, consumed, strict=True):
             outbox.was_consumed(total)
         self._wake.set()

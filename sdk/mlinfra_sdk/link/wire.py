@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import socket
 import stat
+import subprocess
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import IO, Protocol
 import anyio
 import anyio.abc
 import anyio.lowlevel
+import anyio.to_thread
 
 from mlinfra_sdk.errors import LinkError
 from mlinfra_sdk.link.frames import Buffer
@@ -29,6 +32,8 @@ _BURST = 1 << 20
 """Bytes after which a wire that never has to wait lets other tasks run."""
 
 _SOCKET_BUFFER = 1 << 20
+_PIPE_BUFFER = 1 << 20
+_TERMINATION = 1.0
 _NOISE_LIMIT = 1 << 20
 _STDERR_SHOWN = 2000
 _ADDRESS_LIMIT = 100
@@ -174,7 +179,7 @@ class ProcessWire(DescriptorWire):
 
     def __init__(
         self,
-        process: anyio.abc.Process,
+        process: subprocess.Popen[bytes],
         read_fd: int,
         write_fd: int,
         stderr: IO[bytes],
@@ -193,15 +198,13 @@ class ProcessWire(DescriptorWire):
     async def _release(self) -> None:
         for fd in self._fds:
             os.close(fd)
+        self.process.terminate()
         with anyio.CancelScope(shield=True):
-            with contextlib.suppress(ProcessLookupError):
-                self.process.terminate()
-            with anyio.move_on_after(1):
-                await self.process.wait()
-            if self.process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    self.process.kill()
-                await self.process.wait()
+            try:
+                await anyio.to_thread.run_sync(self.process.wait, _TERMINATION)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                await anyio.to_thread.run_sync(self.process.wait)
         self._stderr.close()
 
 
@@ -312,13 +315,23 @@ async def open_relay(argv: Sequence[str], env: Mapping[str, str] | None = None) 
     What shells print before the relay's start marker is skipped; if the command ends without one,
     the error shows what it printed.
     """
-    child_read, write_fd = os.pipe()
-    read_fd, child_write = os.pipe()
+    child_read, write_fd = _pipe()
+    read_fd, child_write = _pipe()
     stderr = tempfile.TemporaryFile()  # noqa: SIM115  (the wire closes it)
-    try:
-        process = await anyio.open_process(
-            list(argv), stdin=child_read, stdout=child_write, stderr=stderr, env=env
+
+    def start() -> subprocess.Popen[bytes]:
+        # In a session of its own: an interrupt of the kernel's process group is not meant for it.
+        return subprocess.Popen(
+            list(argv),
+            stdin=child_read,
+            stdout=child_write,
+            stderr=stderr,
+            env=env,
+            start_new_session=True,
         )
+
+    try:
+        process = await anyio.to_thread.run_sync(start)
     except BaseException as error:
         os.close(write_fd)
         os.close(read_fd)
@@ -345,6 +358,14 @@ async def open_relay(argv: Sequence[str], env: Mapping[str, str] | None = None) 
             ) from None
         raise
     return wire
+
+
+def _pipe() -> tuple[int, int]:
+    ends = os.pipe()
+    if hasattr(fcntl, "F_SETPIPE_SZ"):
+        with contextlib.suppress(OSError):  # beyond the user's limit: the default does
+            fcntl.fcntl(ends[1], fcntl.F_SETPIPE_SZ, _PIPE_BUFFER)
+    return ends
 
 
 async def skip_to_marker(wire: Wire) -> None:
