@@ -31,8 +31,7 @@ export async function withNotebook(path, scenario) {
     await notebook.open(path);
     await scenario(notebook);
   } catch (error) {
-    await notebook?.screenshot(`failed-${path}`);
-    console.log(notebook?.messages.join('\n'));
+    await notebook?.explain(path);
     throw error;
   } finally {
     await browser.close();
@@ -54,7 +53,9 @@ class Notebook {
   }
 
   async open(path) {
-    const place = APP === 'lab' ? 'lab/tree' : 'notebooks';
+    // A workspace of its own: no tab of another notebook is restored.
+    const workspace = `lab/workspaces/${path.replace('.ipynb', '')}/tree`;
+    const place = APP === 'lab' ? workspace : 'notebooks';
     await this.page.goto(`${SERVER}${place}/${path}?token=${TOKEN}`);
     await this.page.locator('.jp-Notebook .jp-CodeCell').first().waitFor();
     await this.page.waitForFunction(() => {
@@ -108,6 +109,14 @@ class Notebook {
       .waitFor({ state: 'attached' });
     const splash = this.page.locator('#jupyterlab-splash');
     await splash.waitFor({ state: 'detached' });
+  }
+
+  /** Leaves what is needed to understand a failure. */
+  async explain(path) {
+    await this.screenshot(`failed-${path}`);
+    console.log(this.messages.join('\n'));
+    const errors = '[data-mime-type="application/vnd.jupyter.stderr"]';
+    console.log(await this.page.locator(errors).allInnerTexts());
   }
 
   async screenshot(name) {
