@@ -13,6 +13,11 @@ import msgspec
 
 from mlinfra_sdk.objects.blob import Packed
 
+EXTRA = "="
+"""Before the name of a value of ``WorkerNamespace.collect(extra=...)``."""
+FORMER = "-"
+"""Before the name of a variable whose former value was changed before it was bound anew."""
+
 
 class Pairing(msgspec.Struct, frozen=True, array_like=True):
     """Which objects of a graph are objects that the receiver knows from group ``group``.
@@ -25,7 +30,10 @@ class Pairing(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Group(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Names whose values share objects, pickled as one graph: a list in the order of ``names``."""
+    """Variables that share objects, pickled as one graph: a list in the order of ``names``.
+
+    ``id`` is positive if given by the client, negative if given by the worker.
+    """
 
     id: int
     names: list[str]
@@ -53,12 +61,14 @@ class Inputs(msgspec.Struct, frozen=True, omit_defaults=True):
 
     groups: list[Group] = []
     names: list[str] = []
-    """All names that the cell may read; the worker looks for mutations in these."""
+    """All variables that the cell may read; the worker looks for mutations in these."""
     binds: list[str] = []
-    """Names that the cell text binds."""
+    """Variables that the text of the cell binds."""
     deleted: list[str] = []
+    imports: list[str] = []
+    """Submodules that the code reaches through their packages."""
     exports: list[tuple[str, str]] = []
-    """(token, name): values that the worker must keep although the client could not take them."""
+    """(token, variable): values that the client could not rebuild; the worker must keep them."""
     released: list[str] = []
     """Tokens that the client no longer holds."""
     ambient: dict[str, bytes] = {}
@@ -76,13 +86,10 @@ class Outputs(msgspec.Struct, frozen=True, omit_defaults=True):
     remote: dict[str, RemoteRef] = {}
     deleted: list[str] = []
     stale: list[str] = []
-    """Names whose worker copy is no longer what the client recorded; they must be sent again."""
-    extra: list[str] = []
-    """Those of the names above that are values of ``collect(extra=...)``, not variables."""
+    """Variables whose worker copy changed although the cell did not name them."""
     ambient: dict[str, bytes] = {}
     error: Packed | None = None
-    dropped: list[str] = []
-    """Texts for one warning: parts of the graphs that could not travel."""
+    warnings: list[str] = []
 
     def digests(self) -> list[bytes]:
         """Digests of all chunks that are referred to, each once."""

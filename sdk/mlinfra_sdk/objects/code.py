@@ -12,7 +12,7 @@ from enum import Enum
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from cloudpickle import cloudpickle
+from cloudpickle import cloudpickle  # type: ignore[import-untyped]
 
 from mlinfra_sdk.objects.blob import Source
 from mlinfra_sdk.objects.realm import current_realm
@@ -47,6 +47,13 @@ def global_names(code: types.CodeType) -> frozenset[str]:
     return frozenset(names)
 
 
+@lru_cache(maxsize=4096)
+def all_names(code: types.CodeType) -> frozenset[str]:
+    """Names of globals and attributes in the code and all code nested in it."""
+    nested = (all_names(item) for item in code.co_consts if isinstance(item, types.CodeType))
+    return frozenset(code.co_names).union(*nested)
+
+
 # Functions
 
 
@@ -60,15 +67,16 @@ def reduce_function(encoder: Encoder, function: types.FunctionType) -> Any:
         if named is not None:
             return named
         encoder.names |= global_names(function.__code__)
+        encoder.attributes |= all_names(function.__code__)
         encoder.note_source(function.__code__.co_filename)
-    elif cloudpickle._should_pickle_by_reference(function):  # type: ignore[no-untyped-call]
+    elif cloudpickle._should_pickle_by_reference(function):
         return NotImplemented
     else:
         name = function.__globals__.get("__name__")
         if getattr(sys.modules.get(str(name)), "__dict__", None) is function.__globals__:
             module = name
         else:
-            return encoder._function_reduce(function)  # type: ignore[no-untyped-call]
+            return encoder._function_reduce(function)
     encoder.owned.add(id(function))
     cells = function.__closure__
     arguments = (function.__code__, module, cells)
@@ -148,7 +156,7 @@ def set_cell(cell: types.CellType, value: object) -> None:
 
 def reduce_class(encoder: Encoder, cls: type) -> Any:
     """A class by reference, by its name in the namespace, or by its content."""
-    reduced = cloudpickle._class_reduce(cls)  # type: ignore[no-untyped-call]
+    reduced = cloudpickle._class_reduce(cls)
     if reduced is NotImplemented or len(reduced) == 2:
         return reduced
     named = encoder.definition(cls, cls.__name__)
@@ -164,24 +172,24 @@ def reduce_class(encoder: Encoder, cls: type) -> Any:
     return make_class, (is_enum, arguments), attributes, None, None, set_class
 
 
-def make_class(is_enum: bool, arguments: tuple[Any, ...]) -> type:
+def make_class(is_enum: bool, arguments: tuple[Any, ...]) -> Any:
     """The class that is known under the tracker id, or a new skeleton of it."""
     tracker = arguments[5] if is_enum else arguments[4]
     known = cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID.get(tracker)
     if known is not None:
-        return known  # type: ignore[no-any-return]
+        return known
     maker = cloudpickle._make_skeleton_enum if is_enum else cloudpickle._make_skeleton_class
-    return maker(*arguments)  # type: ignore[no-any-return,no-untyped-call]
+    return maker(*arguments)
 
 
 def set_class(cls: type, attributes: dict[str, Any]) -> None:
     """Gives a class these attributes and no others of its own."""
     if not issubclass(cls, Enum):
-        own = cloudpickle._class_getstate(cls)[0]  # type: ignore[no-untyped-call]
+        own = cloudpickle._class_getstate(cls)[0]
         for name in own.keys() - attributes.keys() - {"_abc_impl", "__annotations__"}:
             if not (name.startswith("__") and name.endswith("__")):
                 delattr(cls, name)
-    cloudpickle._class_setstate(cls, (attributes, {}))  # type: ignore[no-untyped-call]
+    cloudpickle._class_setstate(cls, (attributes, {}))
 
 
 # Sources of notebook cells

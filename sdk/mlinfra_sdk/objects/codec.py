@@ -16,19 +16,18 @@ import types
 import weakref
 from collections.abc import Callable, Collection, Hashable, Sequence
 from enum import Enum
-from functools import lru_cache
 from pickle import PickleBuffer
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from blake3 import blake3
-from cloudpickle import cloudpickle
+from cloudpickle import cloudpickle  # type: ignore[import-untyped]
 
 from mlinfra_sdk.errors import NotTransferable
 from mlinfra_sdk.objects import code, reducers
 from mlinfra_sdk.objects.blob import BlobRef, Packed
 from mlinfra_sdk.objects.extents import Extent, Memories
-from mlinfra_sdk.objects.realm import Foreign, Realm, receiving
+from mlinfra_sdk.objects.realm import Foreign, Realm, receiving, resolve
 from mlinfra_sdk.objects.store import ChunkStore
 
 PROTOCOL = 5
@@ -52,6 +51,8 @@ class Dump(msgspec.Struct, eq=False):
     """Memory blocks that arrays and tensors are views of."""
     names: set[str]
     """Variables that functions and methods of the graph may use."""
+    attributes: set[str]
+    """All names in their code."""
     definitions: set[str]
     """Variables that the graph refers to by name."""
     files: set[str]
@@ -66,9 +67,7 @@ class Dump(msgspec.Struct, eq=False):
 
     def objects(self) -> dict[int, object]:
         """The objects that have an identity worth keeping, by index."""
-        return {
-            index: obj for index, obj in self.memo.values() if has_identity(type(obj))
-        }
+        return {index: obj for index, obj in self.memo.values() if has_identity(type(obj))}
 
     def shareable(self) -> set[Hashable]:
         """Keys of everything whose sharing by two graphs can be observed."""
@@ -103,20 +102,23 @@ def has_identity(kind: type) -> bool:
     return kind not in _ATOMS and not issubclass(kind, (type, types.ModuleType))
 
 
-@lru_cache(maxsize=4096)
 def is_mutable(kind: type) -> bool:
     """Whether it matters that two graphs share an object of this type.
 
     Types that define both equality and a hash are taken for values (dtype, Path, datetime,
     Decimal, frozen dataclasses...), except tensors, whose equality is elementwise.
     """
-    if kind in _ATOMS or kind in _VALUES or issubclass(kind, (type, types.ModuleType, Enum)):
+    if (
+        kind in _ATOMS
+        or kind in _VALUES
+        or issubclass(kind, (type, types.ModuleType, Enum, Foreign))
+    ):
         return False
     if kind.__hash__ is None or kind.__module__.startswith("torch.nn"):
         return True
     if kind.__name__ in ("Tensor", "Parameter") and kind.__module__.startswith("torch"):
         return True
-    return kind.__eq__ is object.__eq__ or kind.__hash__ is object.__hash__
+    return kind.__eq__ == object.__eq__ or kind.__hash__ == object.__hash__
 
 
 _VALUES = frozenset(
@@ -134,7 +136,6 @@ _VALUES = frozenset(
         staticmethod,
         classmethod,
         PickleBuffer,
-        Foreign,
     )
 )
 
@@ -157,6 +158,7 @@ class Encoder(cloudpickle.Pickler):  # type: ignore[misc]
         self.realm = realm
         self.buffers = buffers
         self.names: set[str] = set()
+        self.attributes: set[str] = set()
         self.definitions: set[str] = set()
         self.owned: set[int] = set()
         self.dropped: dict[int, str] = {}
@@ -191,7 +193,7 @@ class Encoder(cloudpickle.Pickler):  # type: ignore[misc]
         if self._where:
             text += f" (in {self._where})"
         self.dropped[id(obj)] = text
-        return reducers.resolve, (self.realm.id, self.realm.token(obj), text)
+        return resolve, (self.realm.token(obj), text)
 
     def note_source(self, filename: str) -> None:
         """The graph has code from this file."""
@@ -229,6 +231,7 @@ def encode(
         encoder.owned,
         encoder.memories.keys,
         encoder.names,
+        encoder.attributes,
         encoder.definitions,
         encoder.files,
         encoder.dropped,
@@ -246,7 +249,7 @@ def decode(packed: Packed, store: ChunkStore, realm: Realm) -> tuple[list[Any], 
     )
     with receiving(realm):
         values = unpickler.load()
-    memo: dict[int, object] = unpickler.memo.copy()  # type: ignore[attr-defined]
+    memo = cast("dict[int, object]", unpickler.memo.copy())
     return values, {index: obj for index, obj in memo.items() if has_identity(type(obj))}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Generic, NoReturn, TypeVar
 
@@ -39,50 +39,56 @@ class Realm:
     def __init__(self, ns: dict[str, Any]) -> None:
         self.ns = ns
         self.id = secrets.token_hex(8)
-        self._by_token: dict[str, Any] = {}
+        self.arriving: dict[str, Any] = {}
+        """Variables that are about to be bound in ``ns``."""
+        self.held: dict[int, str] = {}
+        """Tokens of the objects that are held for the other side, by id."""
+        self._by_token: dict[str, Callable[[], Any]] = {}
         self._token_of: dict[int, str] = {}
         self._count = 0
-        self.origins: WeakIdTable[tuple[str, str]] = WeakIdTable()
-        """Objects that stand for one elsewhere: (realm id, token)."""
+        self.origins: WeakIdTable[str] = WeakIdTable()
+        """Tokens of objects that stand for one elsewhere."""
         self.home_devices: WeakIdTable[str] = WeakIdTable()
         """Tensors that live on a device which is not here."""
 
-    def token(self, obj: object, *, keep: bool = False) -> str:
-        """The token of an object. Unless ``keep``, the object may still die (where it can be
-        weakly referenced)."""
+    def token(self, obj: object) -> str:
+        """The token of an object, for as long as the object lives (for good where that cannot be
+        told)."""
         token = self._token_of.get(id(obj))
         if token is not None and self.resolve(token) is obj:
-            if keep:
-                self._by_token[token] = lambda: obj
             return token
         self._count += 1
-        token = str(self._count)
+        token = f"{self.id}.{self._count}"
+        try:
+            self._by_token[token] = weakref.ref(obj, lambda _: self._by_token.pop(token, None))
+        except TypeError:
+            self._by_token[token] = lambda: obj
         self._token_of[id(obj)] = token
-        self._by_token[token] = lambda: obj
-        if not keep:
-            key, tokens = id(obj), self._token_of
-
-            def died(_: object) -> None:
-                if tokens.get(key) == token:
-                    del tokens[key]
-
-            try:
-                self._by_token[token] = weakref.ref(obj, died)
-            except TypeError:
-                pass
         return token
+
+    def hold(self, obj: object, token: str = "") -> str:
+        """Keeps an object alive under its token (or the given one) until :meth:`release`."""
+        token = token or self.token(obj)
+        self._by_token[token] = lambda: obj
+        self._token_of[id(obj)] = token
+        self.held[id(obj)] = token
+        return token
+
+    def release(self, token: str) -> None:
+        """No one elsewhere holds this token any more."""
+        obj = self.resolve(token)
+        self._by_token.pop(token, None)
+        self.held.pop(id(obj), None)
+        self._token_of.pop(id(obj), None)
+
+    def variable(self, name: str) -> Any:
+        """The value that a variable has or is about to get."""
+        return self.arriving[name] if name in self.arriving else self.ns[name]
 
     def resolve(self, token: str) -> object | None:
         """The object of a token, or None if it is gone."""
         reference = self._by_token.get(token)
         return None if reference is None else reference()
-
-    def release(self, token: str) -> None:
-        """No one elsewhere holds this token any more."""
-        reference = self._by_token.pop(token, None)
-        obj = None if reference is None else reference()
-        if obj is not None and self._token_of.get(id(obj)) == token:
-            del self._token_of[id(obj)]
 
 
 class _Receiving(threading.local):
@@ -116,9 +122,8 @@ def current_realm() -> Realm:
 class Foreign:
     """Base of what stands for an object that stayed in another realm."""
 
-    __slots__ = ("__weakref__", "_mlinfra_realm", "_mlinfra_token")
+    __slots__ = ("__weakref__", "_mlinfra_token")
 
-    _mlinfra_realm: str
     _mlinfra_token: str
 
     def _mlinfra_reduce(self) -> tuple[Any, ...]:
@@ -127,27 +132,29 @@ class Foreign:
 
 
 class Stub(Foreign):
-    """Stands for an object that could not travel; any use of it raises NotTransferable.
+    """Stands for an object that is not here; any use of it raises NotTransferable.
 
     Sent back to where it comes from it becomes the original object again.
     """
 
-    __slots__ = ("_mlinfra_text",)
+    __slots__ = ("_mlinfra_reason", "_mlinfra_text")
 
     _mlinfra_text: str
+    _mlinfra_reason: str
 
-    def __init__(self, realm: str, token: str, text: str) -> None:
-        object.__setattr__(self, "_mlinfra_realm", realm)
-        object.__setattr__(self, "_mlinfra_token", token)
-        object.__setattr__(self, "_mlinfra_text", text)
+    def __init__(self, token: str, text: str, reason: str = "") -> None:
+        for name, value in (("token", token), ("text", text), ("reason", reason)):
+            object.__setattr__(self, f"_mlinfra_{name}", value)
 
     def _mlinfra_reduce(self) -> tuple[Any, ...]:
-        from mlinfra_sdk.objects.reducers import resolve
-
-        return resolve, (self._mlinfra_realm, self._mlinfra_token, self._mlinfra_text)
+        return resolve, (
+            self._mlinfra_token,
+            self._mlinfra_text,
+            self._mlinfra_reason,
+        )
 
     def __repr__(self) -> str:
-        return f"<not transferred: {self._mlinfra_text}>"
+        return f"<not here: {self._mlinfra_text}>"
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith(("_repr_", "_ipython_", "__")):  # probing is not use
@@ -155,17 +162,26 @@ class Stub(Foreign):
         _raise(self)
 
 
+def resolve(token: str, text: str, reason: str = "") -> Any:
+    """The object itself where it comes from, elsewhere a stub."""
+    obj = current_realm().resolve(token)
+    return Stub(token, text, reason) if obj is None else obj
+
+
 def _raise(stub: Stub, *args: object, **kwargs: object) -> NoReturn:
+    if stub._mlinfra_reason:
+        raise NotTransferable(f"Here is not {stub._mlinfra_text}.", hint=stub._mlinfra_reason)
     raise NotTransferable(
         f"This is {stub._mlinfra_text}, which cannot leave the process that made it.",
         hint="Create it in the cell that uses it.",
     )
 
 
-for _name in (
+_USES = (
     "setattr delattr call iter next len getitem setitem delitem contains enter exit await aiter "
     "anext aenter aexit bool int float complex index str lt le gt ge add radd sub rsub mul rmul "
     "truediv rtruediv floordiv rfloordiv mod rmod pow rpow matmul rmatmul and rand or ror xor rxor "
     "lshift rlshift rshift rrshift neg pos abs invert array"
-).split():
+)
+for _name in _USES.split():
     setattr(Stub, f"__{_name}__", _raise)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mlinfra_sdk.objects.modules import module_by_name
-from mlinfra_sdk.objects.realm import Foreign, Stub, current_realm
+from mlinfra_sdk.objects.realm import Foreign, current_realm
 
 if TYPE_CHECKING:
     from mlinfra_sdk.objects.codec import Encoder
@@ -81,7 +81,7 @@ def current_shell() -> Any:
 
 def variable(name: str) -> Any:
     """The receiving side's variable."""
-    return current_realm().ns[name]
+    return current_realm().variable(name)
 
 
 # What stays in its process
@@ -92,31 +92,20 @@ def reduce_foreign(encoder: Encoder, obj: Foreign) -> Any:
     return obj._mlinfra_reduce()
 
 
-def resolve(realm: str, token: str, text: str) -> Any:
-    """The object itself where it comes from, elsewhere a stub."""
-    here = current_realm()
-    obj = here.resolve(token) if realm == here.id else None
-    return Stub(realm, token, text) if obj is None else obj
-
-
 def reduce_lock(encoder: Encoder, lock: Any) -> Any:
     """Locks arrive unlocked; the original is found again when it returns."""
-    realm, token = encoder.realm.origins.get(lock) or (
-        encoder.realm.id,
-        encoder.realm.token(lock),
-    )
-    return make_lock, (realm, token, type(lock) is not _LOCK)
+    token = encoder.realm.origins.get(lock) or encoder.realm.token(lock)
+    return make_lock, (token, type(lock) is not _LOCK)
 
 
-def make_lock(realm: str, token: str, reentrant: bool) -> Any:
+def make_lock(token: str, reentrant: bool) -> Any:
     """The original lock or a fresh one."""
-    here = current_realm()
-    if realm == here.id:
-        original = here.resolve(token)
-        if original is not None:
-            return original
+    realm = current_realm()
+    original = realm.resolve(token)
+    if original is not None:
+        return original
     lock = threading.RLock() if reentrant else threading.Lock()
-    here.origins[lock] = realm, token
+    realm.origins[lock] = token
     return lock
 
 
@@ -161,10 +150,13 @@ def reduce_weak_mapping(encoder: Encoder, mapping: Any) -> Any:
 
 def _reduce_cached_function(encoder: Encoder, wrapper: Any) -> Any:
     """A ``functools.lru_cache``, empty."""
-    module = sys.modules.get(wrapper.__module__)
-    if getattr(module, wrapper.__qualname__, None) is wrapper and module is not None:
-        if vars(module) is not encoder.realm.ns:
-            return wrapper.__reduce__()
+    importable = sys.modules.get(wrapper.__module__)
+    if (
+        importable is not None
+        and vars(importable) is not encoder.realm.ns
+        and getattr(importable, wrapper.__qualname__, None) is wrapper
+    ):
+        return wrapper.__reduce__()
     named = encoder.definition(wrapper, wrapper.__name__)
     if named is not None:
         return named
@@ -193,7 +185,7 @@ def _reduce_new_type(encoder: Encoder, new_type: Any) -> Any:
 
 FUNCTION_WRAPPERS: dict[type, Callable[[Encoder, Any], Any]] = {
     type(functools.lru_cache(lambda: None)): _reduce_cached_function,
-    typing.NewType: _reduce_new_type,  # type: ignore[dict-item]
+    typing.NewType: _reduce_new_type,
 }
 
 

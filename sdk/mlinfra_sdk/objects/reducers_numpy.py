@@ -18,7 +18,7 @@ def reduce_array(encoder: Encoder, array: Array) -> Any:
         return array.__reduce_ex__(5)
     owner = _owner(array)
     base = owner.__array_interface__["data"][0]
-    low, high = np.lib.array_utils.byte_bounds(array) if _NEW else np.byte_bounds(array)
+    low, high = _byte_bounds(array)
     key = id(owner)
     extent = encoder.memories.claim(key, low - base, high - low, base, owner, as_bytes)
     layout = array.shape, array.dtype, array.flags.writeable
@@ -67,4 +67,12 @@ def _owner(array: Array) -> Array:
     return owner  # type: ignore[no-any-return]
 
 
-_NEW = hasattr(np.lib, "array_utils")
+def _byte_bounds(array: Array) -> tuple[int, int]:
+    """The addresses between which the items lie."""
+    low = high = int(array.__array_interface__["data"][0])
+    for length, stride in zip(array.shape, array.strides, strict=True):
+        if stride < 0:
+            low += (length - 1) * stride
+        else:
+            high += (length - 1) * stride
+    return low, high + array.itemsize

@@ -23,10 +23,10 @@ def reduce_tensor(encoder: Encoder, tensor: torch.Tensor) -> Any:
         or tensor.is_neg()
         or tensor.device.type == "meta"
     ):
-        return tensor.__reduce_ex__(5)
+        return tensor.__reduce_ex__(5)  # type: ignore[no-untyped-call]
     storage = tensor.untyped_storage()
     item = tensor.element_size()
-    low = tensor.storage_offset() * item
+    low = int(tensor.storage_offset()) * item
     size = 0
     if tensor.numel():
         steps = zip(tensor.shape, tensor.stride(), strict=True)
@@ -38,7 +38,7 @@ def reduce_tensor(encoder: Encoder, tensor: torch.Tensor) -> Any:
         # The whole storage is copied: other tensors of the graph may need the rest of it.
         copies = encoder.host_copies
         if key not in copies:
-            copies[key] = storage.cpu()
+            copies[key] = storage.cpu()  # type: ignore[no-untyped-call]
         owner = copies[key]
         base = owner.data_ptr()
     extent = encoder.memories.claim(key, low, size, base, owner, make_storage, device)
@@ -66,7 +66,7 @@ def reduce_tensor(encoder: Encoder, tensor: torch.Tensor) -> Any:
 def make_storage(buffer: Any, device: str) -> torch.UntypedStorage:
     """The storage on its device if that is here, else on the CPU."""
     if not memoryview(buffer).nbytes:
-        storage = torch.UntypedStorage(0)
+        storage = torch.UntypedStorage(0)  # type: ignore[no-untyped-call]
     else:
         storage = torch.frombuffer(buffer, dtype=torch.uint8).untyped_storage()
     return storage.to(device=torch.device(device)) if _available(device) else storage

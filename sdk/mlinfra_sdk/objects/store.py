@@ -12,7 +12,7 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from pickle import PickleBuffer
@@ -141,30 +141,33 @@ class ChunkStore:
 
     # Buffers
 
-    def put_buffer(self, buffer: Buffer) -> BlobRef:
+    def put_buffer(self, buffer: Buffer, known: BlobRef | None = None) -> BlobRef:
         """Store the bytes of a buffer and refer to them.
 
         Chunks of a mapped region that were not written since are recognised without hashing.
+        ``known`` is what :meth:`digest_buffer` said of the same bytes just before.
         """
-        return self._refer(buffer, write=True)
+        return self._refer(buffer, known, write=True)
 
     def digest_buffer(self, buffer: Buffer) -> BlobRef:
         """What :meth:`put_buffer` would return, without storing anything."""
-        return self._refer(buffer, write=False)
+        return self._refer(buffer, None, write=False)
 
-    def _refer(self, buffer: Buffer, *, write: bool) -> BlobRef:
+    def _refer(self, buffer: Buffer, known: BlobRef | None, *, write: bool) -> BlobRef:
         view = _flat(buffer)
         if view.nbytes < INLINE_LIMIT:
             return BlobRef(view.nbytes, inline=view.tobytes())
         offsets = range(0, view.nbytes, CHUNK_SIZE)
-        clean = regions.clean_digests(view, CHUNK_SIZE) or [None] * len(offsets)
+        clean: Sequence[bytes | None] | None
+        clean = known.chunks if known is not None else regions.clean_digests(view, CHUNK_SIZE)
+        clean = clean or [None] * len(offsets)
 
-        def refer(offset: int, known: bytes | None) -> bytes:
+        def refer(offset: int, digest: bytes | None) -> bytes:
             chunk = view[offset : offset + CHUNK_SIZE]
-            digest = chunk_digest(chunk) if known is None else known
+            digest = chunk_digest(chunk) if digest is None else digest
             return self.put_chunk(chunk, digest) if write else digest
 
-        if clean.count(None) <= 1:
+        if len(offsets) == 1 or (not write and None not in clean):
             return BlobRef(view.nbytes, list(map(refer, offsets, clean)))
         with ThreadPoolExecutor(_THREADS) as pool:
             return BlobRef(view.nbytes, list(pool.map(refer, offsets, clean)))

@@ -1,0 +1,389 @@
+"""The worker's side of the variables: what it holds, and what a cell changed."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping, Sized
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from mlinfra_sdk.errors import NotTransferable
+from mlinfra_sdk.namespace import ambient
+from mlinfra_sdk.namespace.delta import EXTRA, FORMER, Group, Inputs, Outputs, Pairing, RemoteRef
+from mlinfra_sdk.namespace.graphs import Graph, Root, Scanner, components, to_runs
+from mlinfra_sdk.objects.codec import Dump, decode, encode
+from mlinfra_sdk.objects.modules import LazyModule
+from mlinfra_sdk.objects.realm import Realm, Stub
+
+if TYPE_CHECKING:
+    from mlinfra_sdk.objects.blob import Packed
+    from mlinfra_sdk.objects.store import ChunkStore
+
+
+class _Held(msgspec.Struct, eq=False):
+    """A graph that both sides know: its objects here by their index, and the reverse."""
+
+    objects: dict[int, object]
+    index_of: dict[int, int] = {}
+
+    def __post_init__(self) -> None:
+        self.index_of = {id(obj): index for index, obj in self.objects.items()}
+
+
+class _Variable(msgspec.Struct, frozen=True):
+    """A variable whose content both sides know."""
+
+    group: int
+    digest: bytes
+
+
+class _Cell(msgspec.Struct, eq=False):
+    """The namespace as it was when the cell began.
+
+    Of variables that the cell binds without reading them only the ids are kept, so that their old
+    values can be freed.
+    """
+
+    names: list[str]
+    values: dict[str, Any]
+    ids: dict[str, int]
+    eager_limit: int
+
+
+class WorkerNamespace:
+    """The variables of ``ns`` as one client knows them. Use from the thread that runs the cells.
+
+    ``hidden()`` names variables that are not the user's; ``shared_fs``: both sides see the same
+    files.
+    """
+
+    def __init__(
+        self,
+        ns: dict[str, Any],
+        store: ChunkStore,
+        *,
+        hidden: Callable[[], Iterable[str]] = lambda: (),
+        shared_fs: bool = False,
+    ) -> None:
+        self.ns = ns
+        self._store = store
+        self._hidden = hidden
+        self._shared_fs = shared_fs
+        self._realm = Realm(ns)
+        self._last_group = 0
+        self._groups: dict[int, _Held] = {}
+        self._variables: dict[str, _Variable] = {}
+        self._ambient: dict[str, bytes] = {}
+        self._not_loaded: set[str] = set()
+        self._cell = _Cell([], {}, {}, 0)
+
+    # Before a cell
+
+    def load(self, inputs: Inputs) -> list[str]:
+        """Brings the namespace up to date for a cell. All chunks must be in the store.
+
+        A value that cannot be rebuilt here is replaced by one that says so when it is used.
+        Returns warnings.
+        """
+        for token, name in inputs.exports:
+            if name in self.ns:
+                self._realm.hold(self.ns[name], token)
+        for token in inputs.released:
+            self._realm.release(token)
+        for name in inputs.deleted:
+            self.ns.pop(name, None)
+            self._variables.pop(name, None)
+        for name in inputs.imports:
+            with contextlib.suppress(ImportError):  # the code that needs it says so
+                importlib.import_module(name)
+        scanner = Scanner(self._realm, self._store)
+        for group in inputs.groups:
+            self._load_group(group, scanner)
+        warnings = ambient.write_all(inputs.ambient)
+        self._ambient = ambient.read_all(self._shared_fs)
+        self._start(inputs)
+        return warnings
+
+    def _load_group(self, group: Group, scanner: Scanner) -> None:
+        for name in group.names:
+            self._variables.pop(name, None)
+        try:
+            values, objects = decode(group.data, self._store, self._realm)
+        except Exception as error:
+            reason = f"It cannot be rebuilt on the machine ({type(error).__name__}: {error})."
+            for name in group.names:
+                self.ns[name] = Stub("", f"the value of {name!r}", reason)
+            self._not_loaded.update(group.names)
+            return
+        self.ns.update(zip(group.names, values, strict=True))
+        self._groups[group.id] = _Held(objects)
+        for name, value in zip(group.names, values, strict=True):
+            with contextlib.suppress(NotTransferable):
+                digest = scanner.digest(scanner.root(name, value).dump)
+                self._variables[name] = _Variable(group.id, digest)
+
+    def _start(self, inputs: Inputs) -> None:
+        self._forget_unused_groups()
+        for name, value in list(self.ns.items()):
+            if type(value) is LazyModule and value.__name__ in sys.modules:
+                self.ns[name] = sys.modules[value.__name__]
+        overwritten = set(inputs.binds) - set(inputs.names)
+        for name in overwritten:
+            self._variables.pop(name, None)
+        self._cell = _Cell(
+            [name for name in inputs.names if name in self.ns],
+            {name: value for name, value in self.ns.items() if name not in overwritten},
+            {name: id(self.ns[name]) for name in overwritten if name in self.ns},
+            inputs.eager_limit,
+        )
+
+    def _forget_unused_groups(self) -> None:
+        live = {variable.group for variable in self._variables.values()}
+        self._groups = {key: held for key, held in self._groups.items() if key in live}
+
+    # After a cell
+
+    def collect(
+        self, *, extra: Mapping[str, Any] | None = None, error: BaseException | None = None
+    ) -> Outputs:
+        """What changed since :meth:`load`. ``extra`` are values beside the variables (the value
+        of the last expression as ``_``); they share objects with the variables as they did."""
+        cell = self._cell
+        hidden = frozenset(self._hidden())
+        before = cell.values.keys() | cell.ids.keys()
+        deleted = {name for name in before if name not in self.ns and name not in hidden}
+        bound = self._bound(cell, hidden)
+        exchange = _Exchange(self._realm, Scanner(self._realm, self._store), cell.eager_limit)
+        for name, value in bound.items():
+            exchange.add(name, value)
+        for name, value in (extra or {}).items():
+            exchange.add(EXTRA + name, value)
+        stale = self._add_mutated(cell, bound.keys() | deleted, exchange) | self._not_loaded
+        for name in bound.keys() | deleted:
+            self._variables.pop(name, None)
+        groups, warnings = self._send(exchange, cell.names)
+        for name in (*stale, *exchange.remote):
+            self._variables.pop(name, None)
+        state = ambient.read_all(self._shared_fs)
+        changed = {name: data for name, data in state.items() if self._ambient.get(name) != data}
+        self._ambient = state
+        self._not_loaded = set()
+        self._cell = _Cell([], dict(self.ns), {}, 0)
+        return Outputs(
+            groups,
+            exchange.remote,
+            sorted(deleted),
+            sorted(stale),
+            changed,
+            None if error is None else self._pack_error(error, cell.eager_limit),
+            warnings,
+        )
+
+    def _bound(self, cell: _Cell, hidden: Collection[str]) -> dict[str, Any]:
+        """Variables that are bound to other objects than before the cell."""
+        missing = object()
+        # A variable that was overwritten counts as bound even if its id is the same: the id of a
+        # value that was freed may have been given to its successor.
+        return {
+            name: value
+            for name, value in list(self.ns.items())
+            if value is not cell.values.get(name, missing)
+            and name.isidentifier()
+            and name not in hidden
+        }
+
+    def _add_mutated(self, cell: _Cell, gone: Collection[str], exchange: _Exchange) -> set[str]:
+        """Adds what the cell changed inside of the variables that it may have read.
+
+        Returns the variables that share objects with these but were not named by the cell.
+        """
+        sharers: set[str] = set()
+        for name in cell.names:
+            variable = self._variables.get(name)
+            if variable is None:
+                continue
+            wire_name = FORMER + name if name in gone else name
+            root = exchange.scan(wire_name, cell.values[name])
+            if root is not None and exchange.scanner.digest(root.dump) == variable.digest:
+                continue
+            sharers |= self._sharers(variable.group if root is None else root.dump)
+            if root is not None:
+                exchange.roots[wire_name] = root
+            elif name in gone:
+                exchange.remote.pop(wire_name)
+        return sharers - set(cell.names)
+
+    def _sharers(self, graph: Dump | int) -> set[str]:
+        """Variables that share objects with a graph or belong to a group."""
+        if isinstance(graph, int):
+            groups = {graph}
+        else:
+            groups = {
+                key
+                for key, held in self._groups.items()
+                if not held.index_of.keys().isdisjoint(graph.memo)
+            }
+        return {name for name, variable in self._variables.items() if variable.group in groups}
+
+    def _send(self, exchange: _Exchange, current: Iterable[str]) -> tuple[list[Group], list[str]]:
+        """Groups of what is small enough, with warnings; the rest is noted as remote."""
+        groups: list[Group] = []
+        warnings: list[str] = []
+        known = self._known_groups(current)
+        context = exchange.context(self.ns, current)
+        for component in components([*exchange.roots.values(), *context]):
+            roots = [root for root in component if root not in context]
+            if not roots:
+                continue
+            graph = exchange.sendable(roots, len(roots) < len(component))
+            if graph is None:
+                continue
+            warnings += graph.dump.dropped.values()
+            self._last_group -= 1
+            packed = exchange.scanner.pack(graph.dump)
+            pairings = _pairings(graph.dump, known)
+            groups.append(Group(self._last_group, graph.names, packed, pairings))
+            self._hold(self._last_group, roots, graph.dump, exchange.scanner)
+        return groups, warnings
+
+    def _known_groups(self, names: Iterable[str]) -> dict[int, _Held]:
+        variables = (self._variables.get(name) for name in names)
+        ids = {variable.group for variable in variables if variable is not None}
+        return {key: self._groups[key] for key in sorted(ids)}
+
+    def _hold(self, group: int, roots: list[Root], dump: Dump, scanner: Scanner) -> None:
+        """From now on the client knows these objects."""
+        self._groups[group] = _Held(dump.objects())
+        for root in roots:
+            if root.name.isidentifier():
+                self._variables[root.name] = _Variable(group, scanner.digest(root.dump))
+
+    def _pack_error(self, error: BaseException, limit: int) -> Packed | None:
+        try:
+            dump = encode([error], self._realm, where="the exception")
+        except NotTransferable:
+            return None
+        return dump.pack(self._store) if dump.size <= limit else None
+
+    # On request
+
+    def fetch(self, token: str) -> Outputs:
+        """The value of a RemoteValue, whatever its size.
+
+        Raises NotTransferable if it cannot be pickled, KeyError if there is none.
+        """
+        value = self._realm.resolve(token)
+        if value is None:
+            raise KeyError(token)
+        scanner = Scanner(self._realm, self._store)
+        dump = scanner.root(EXTRA, value).dump
+        names = [name for name, held in self.ns.items() if held is value and name.isidentifier()]
+        self._last_group -= 1
+        self._hold(self._last_group, [scanner.root(name, value) for name in names], dump, scanner)
+        return Outputs([Group(self._last_group, [EXTRA], scanner.pack(dump))])
+
+    def values(self, names: Iterable[str]) -> Outputs:
+        """Current values of variables, whatever their size. Raises KeyError for unknown ones."""
+        exchange = _Exchange(self._realm, Scanner(self._realm, self._store), None)
+        for name in names:
+            exchange.add(name, self.ns[name], keep_held=False)
+        groups, warnings = self._send(exchange, ())
+        return Outputs(groups, exchange.remote, warnings=warnings)
+
+
+class _Exchange:
+    """What is about to be sent: ``roots`` by value, ``remote`` by reference (both by name)."""
+
+    def __init__(self, realm: Realm, scanner: Scanner, limit: int | None) -> None:
+        self.realm = realm
+        self.scanner = scanner
+        self.limit = limit
+        self.roots: dict[str, Root] = {}
+        self.remote: dict[str, RemoteRef] = {}
+
+    def add(self, name: str, value: Any, *, keep_held: bool = True) -> None:
+        """A variable is to be sent, unless the client already has a reference to its value."""
+        if keep_held and id(value) in self.realm.held:
+            self.keep(name, value)
+            return
+        root = self.scan(name, value)
+        if root is not None:
+            self.roots[name] = root
+
+    def scan(self, name: str, value: Any) -> Root | None:
+        """The pickled variable. If the value cannot travel it is noted as remote."""
+        try:
+            root = self.scanner.root(name, value)
+        except NotTransferable as error:
+            self.keep(name, value, reason=error.message)
+            return None
+        if id(value) in root.dump.dropped:
+            self.keep(name, value, reason=root.dump.dropped[id(value)])
+            return None
+        return root
+
+    def keep(self, name: str, value: Any, nbytes: int = 0, reason: str = "") -> None:
+        """The client gets a reference."""
+        self.remote[name] = describe(value, self.realm.hold(value), nbytes, reason)
+
+    def context(self, ns: Mapping[str, Any], names: Iterable[str]) -> list[Root]:
+        """Variables of the cell that the client only has references to: what shares objects with
+        them must stay with them."""
+        if not any(root.dump.shareable() for root in self.roots.values()):
+            return []
+        found = []
+        for name in names:
+            if name in ns and name not in self.remote and id(ns[name]) in self.realm.held:
+                with contextlib.suppress(NotTransferable):
+                    found.append(self.scanner.root(name, ns[name]))
+        return found
+
+    def sendable(self, roots: list[Root], bound_to_remote: bool) -> Graph | None:
+        """The graph of the roots, or None if they are to stay here as references."""
+        try:
+            graph = self.scanner.graph(roots)
+            nbytes = self.scanner.moving_bytes(graph.dump)
+            reason = ""
+        except NotTransferable as error:
+            graph, nbytes, reason = None, 0, error.message
+        small = self.limit is None or nbytes <= self.limit
+        if graph is not None and small and not bound_to_remote:
+            return graph
+        for root in roots:
+            if not root.name.startswith(FORMER):
+                self.keep(root.name, root.value, nbytes, reason)
+        return None
+
+
+def _pairings(dump: Dump, groups: Mapping[int, _Held]) -> list[Pairing]:
+    """Which objects of the graph the client knows."""
+    pairings = []
+    done: set[int] = set()
+    for group_id, held in groups.items():
+        common = (held.index_of.keys() & dump.memo.keys()) - done
+        if common:
+            done |= common
+            pairs = ((dump.memo[key][0], held.index_of[key]) for key in common)
+            pairings.append(Pairing(group_id, to_runs(pairs)))
+    return pairings
+
+
+def describe(value: Any, token: str, nbytes: int, reason: str) -> RemoteRef:
+    """What a user wants to see of a value that stays here."""
+    kind = type(value)
+    module = kind.__module__.split(".")[0]
+    name = kind.__qualname__ if module in ("builtins", "__main__") else f"{module}.{kind.__name__}"
+    shape = dtype = ""
+    with contextlib.suppress(Exception):  # properties of user classes may raise anything
+        if isinstance(value, Sized) and kind.__module__ == "builtins":
+            shape = str(len(value))
+        elif hasattr(value, "shape"):
+            shape = " x ".join(map(str, value.shape))
+        if hasattr(value, "dtype"):
+            dtype = str(value.dtype)
+        if hasattr(value, "nbytes"):
+            nbytes = int(value.nbytes)
+    return RemoteRef(token, name, shape, dtype, nbytes, reason)
