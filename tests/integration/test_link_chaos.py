@@ -18,7 +18,8 @@ from chaos import ChaosProxy, Plan, random_cuts
 from mlinfra_sdk.link.client import connect
 from mlinfra_sdk.link.frames import Channel
 from mlinfra_sdk.link.server import serve
-from mlinfra_sdk.link.session import LinkSession, State, Status, Timing
+from mlinfra_sdk.link.session import LinkSession
+from mlinfra_sdk.link.state import State, Status, Timing
 from mlinfra_sdk.link.wire import connect_unix, serve_unix
 
 pytestmark = pytest.mark.anyio

@@ -19,7 +19,8 @@ from mlinfra_sdk.link.client import connect
 from mlinfra_sdk.link.frames import Channel
 from mlinfra_sdk.link.relay import MARKER
 from mlinfra_sdk.link.server import serve
-from mlinfra_sdk.link.session import LinkSession, Timing
+from mlinfra_sdk.link.session import LinkSession
+from mlinfra_sdk.link.state import Timing
 from mlinfra_sdk.link.wire import ProcessWire, Wire, open_relay, serve_unix
 
 pytestmark = pytest.mark.anyio

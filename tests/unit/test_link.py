@@ -29,7 +29,8 @@ from mlinfra_sdk.link.frames import (
     encode_frame,
 )
 from mlinfra_sdk.link.server import LinkServer, serve
-from mlinfra_sdk.link.session import LinkSession, State, Status, Timing
+from mlinfra_sdk.link.session import LinkSession
+from mlinfra_sdk.link.state import State, Status, Timing
 from mlinfra_sdk.link.wire import SocketWire, StreamWire, Wire, connect_unix, serve_unix
 
 pytestmark = pytest.mark.anyio

@@ -15,13 +15,15 @@ from mlinfra_sdk.errors import (
     AuthenticationError,
     LinkClosed,
     LinkError,
+    MlinfraError,
     ProtocolError,
     VersionMismatch,
 )
 from mlinfra_sdk.link.flow import WINDOWS
 from mlinfra_sdk.link.frames import Channel, Decoder
 from mlinfra_sdk.link.handshake import SESSION_ID_BYTES, Peer, Resume, approach
-from mlinfra_sdk.link.session import LinkSession, State, Status, Timing
+from mlinfra_sdk.link.session import LinkSession
+from mlinfra_sdk.link.state import State, Status, Timing
 from mlinfra_sdk.link.wire import Wire
 
 _MALFORMED_LIMIT = 10
@@ -49,10 +51,13 @@ async def connect(
 ) -> AsyncIterator[LinkSession]:
     """A session with the agent that ``factory``'s wires lead to; closed when the block ends.
 
-    ``factory`` opens a new wire each time it is called (`connect_unix`, `open_relay`).  The first
-    connection must succeed within ``connect_within`` seconds; a wrong secret or version fails at
-    once.  Later cuts are mended in the background until ``timing.give_up``; ``on_status`` hears of
-    every change of state and must return quickly.
+    ``factory`` opens a new wire each time it is called (`connect_unix`, `open_relay`).  When it
+    fails with :class:`LinkError` or ``OSError`` it is called again after a pause; with any other
+    error of ours (:class:`LinkClosed`: there is no agent any more) the session ends.
+
+    The first connection must succeed within ``connect_within`` seconds; a wrong secret or version
+    fails at once.  Later cuts are mended in the background until ``timing.give_up``; ``on_status``
+    hears of every change of state, in the event loop, and must return quickly.
     """
     client = _Client(factory, secret, timing or Timing(), features, info or {}, windows, on_status)
     session = client.session
@@ -102,7 +107,7 @@ class _Client:
         pause = timing.retry_min
         malformed = 0
         while True:
-            point = session.resume_point()
+            progress = session.progress
             try:
                 fault = await session.drive(*opened)
             except LinkClosed as error:
@@ -114,7 +119,7 @@ class _Client:
             if session.status.state is State.CLOSED:
                 return
             # A wire that brought nothing before it broke is no reason to hurry.
-            fruitful = point != session.resume_point()
+            fruitful = session.progress != progress
             pause = timing.retry_min if fruitful else min(pause * 2, timing.retry_max)
             malformed = malformed + 1 if isinstance(fault, ProtocolError) and not fruitful else 0
             if malformed >= _MALFORMED_LIMIT:
@@ -123,8 +128,8 @@ class _Client:
             await anyio.sleep(pause * random.uniform(0.5, 1))
             try:
                 opened = await self._open_until(anyio.current_time() + timing.give_up, pause)
-            except LinkError as error:
-                session.finish(error)
+            except MlinfraError as error:
+                session.finish(LinkClosed(error.message, hint=error.hint))
                 return
 
     async def _open_until(self, deadline: float, pause: float) -> _Opened:

@@ -62,7 +62,8 @@ class Pace:
         if queue <= QUEUE_LIMIT:
             if limited:
                 self.limit = min(MOST, self.limit + gained)
-        elif total >= self._calm_after:
+        elif total > self._calm_after:
             # Once for all that is under way already: its delay says nothing new.
-            self.limit = max(LEAST, int(self.limit * max(0.5, QUEUE_LIMIT / queue)))
+            wanted = self._shortest + QUEUE_LIMIT / 2
+            self.limit = max(LEAST, int(self.limit * max(0.5, wanted / delay)))
             self._calm_after = self._sent

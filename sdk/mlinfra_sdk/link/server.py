@@ -20,7 +20,8 @@ from mlinfra_sdk.errors import (
 from mlinfra_sdk.link.flow import WINDOWS
 from mlinfra_sdk.link.frames import Channel
 from mlinfra_sdk.link.handshake import Hello, admit, closing
-from mlinfra_sdk.link.session import LinkSession, State, Timing
+from mlinfra_sdk.link.session import LinkSession
+from mlinfra_sdk.link.state import State, Timing
 from mlinfra_sdk.link.wire import Wire
 
 logger = logging.getLogger(__name__)

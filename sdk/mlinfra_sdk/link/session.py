@@ -7,13 +7,11 @@ again on the next wire; the receiver accepts each number once.
 
 from __future__ import annotations
 
-import enum
 import struct
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 import anyio
 import msgspec
@@ -34,6 +32,7 @@ from mlinfra_sdk.link.frames import (
 )
 from mlinfra_sdk.link.handshake import Close, Peer, Resume, closed, closing, unpack
 from mlinfra_sdk.link.pace import Pace
+from mlinfra_sdk.link.state import Counters, State, Status, Timing
 from mlinfra_sdk.link.wire import Wire
 
 _DATA = int(Kind.DATA)
@@ -43,57 +42,6 @@ _BATCH_BUFFERS = 256
 _SMALL = 4 << 10
 _ACK_FRAMES = 64
 _ACK_COST = 256 << 10
-
-
-@dataclass(frozen=True)
-class Timing:
-    """How patient a link is, in seconds."""
-
-    heartbeat: float = 5.0
-    """A ping is sent this often."""
-    dead_after: float = 15.0
-    """A wire on which no byte arrives for so long is given up."""
-    handshake: float = 20.0
-    """Limit of one attempt to connect, login and handshake together."""
-    ack_delay: float = 0.02
-    """What was received is acknowledged at the latest after this."""
-    retry_min: float = 0.02
-    retry_max: float = 1.0
-    """Pause between attempts to connect again: doubles from the first to the second."""
-    give_up: float = 600.0
-    """A client that cannot connect again for so long closes its session."""
-    retention: float = 600.0
-    """A server keeps a session whose client is away for so long."""
-
-
-class State(enum.Enum):
-    """Whether messages can pass right now."""
-
-    CONNECTING = "connecting"
-    CONNECTED = "connected"
-    RECONNECTING = "reconnecting"
-    CLOSED = "closed"
-
-
-@dataclass(frozen=True)
-class Status:
-    """The state of a session, since when (Unix time), and the error that led to it, if any."""
-
-    state: State
-    since: float
-    error: LinkError | None = None
-
-
-@dataclass
-class Counters:
-    """What has passed over a session's wires, headers and repeats included, and its round trip."""
-
-    bytes_sent: int = 0
-    bytes_received: int = 0
-    wires: int = 0
-    repeated_frames: int = 0
-    round_trip: float = 0.0
-    """Latest measured round trip of a ping, in seconds."""
 
 
 class LinkSession:
@@ -248,6 +196,11 @@ class LinkSession:
         if self._scope is not None:
             self._scope.cancel()
 
+    @property
+    def progress(self) -> int:
+        """How many frames have reached this side or are known to have reached the other."""
+        return self._received + self._number - len(self._unacked)
+
     def resume_point(self) -> Resume:
         """What the other side needs to know to go on."""
         return Resume(self._received, [inbox.consumed for inbox in self._inboxes])
@@ -391,6 +344,8 @@ class LinkSession:
 
     def _acknowledged(self, number: int, consumed: Sequence[int]) -> None:
         unacked = self._unacked
+        if len(consumed) != CHANNELS:
+            raise ProtocolError("The other side knows other channels.")
         if not self._number - len(unacked) <= number <= self._number:
             raise ProtocolError("The other side acknowledged what was never sent.")
         while unacked and unacked[0][0] <= number:
