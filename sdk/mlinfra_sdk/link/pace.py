@@ -61,7 +61,8 @@ class Pace:
         queue = delay - self._shortest
         if queue <= QUEUE_LIMIT:
             if limited:
-                self.limit = min(MOST, self.limit + gained)
+                # Doubles each round trip until the path is known, then feels its way.
+                self.limit = min(MOST, self.limit + (gained >> 3 if self._calm_after else gained))
         elif total > self._calm_after:
             # Once for all that is under way already: its delay says nothing new.
             wanted = self._shortest + QUEUE_LIMIT / 2

@@ -64,6 +64,8 @@ def main() -> int:
     except OSError as error:
         print(f"no agent answers at {path}: {error.strerror}", file=sys.stderr)
         return 1
+    for fd in (0, 1):  # whoever started this may have left its own mode behind
+        os.set_blocking(fd, True)
     os.write(1, MARKER)
     relay(connection, source=0, sink=1)
     return 0

@@ -258,7 +258,7 @@ async def connect_unix(path: Path) -> Wire:
         connection.close()
         if isinstance(error, OSError):
             raise LinkError(
-                f"No agent answers at {path}: {error.strerror}.",
+                f"No agent answers at {path}: {error.strerror or error}.",
                 hint="It may have stopped; start a new one with `%remote restart`.",
             ) from None
         raise
@@ -338,7 +338,7 @@ async def open_relay(argv: Sequence[str], env: Mapping[str, str] | None = None) 
         stderr.close()
         if isinstance(error, OSError):
             raise LinkError(
-                f"`{argv[0]}` cannot be run: {error.strerror}.",
+                f"`{argv[0]}` cannot be run: {error.strerror or error}.",
                 hint="Install it or put it on the PATH.",
             ) from None
         raise
