@@ -1,0 +1,80 @@
+"""Where the outputs of a run appear: what a session needs of a front end, and a console one."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import sys
+from typing import Any, Protocol
+
+from mlinfra_sdk.worker.messages import Record
+
+
+class Frontend(Protocol):
+    """Shows what a run publishes. ``publish`` may be called from any thread, one at a time."""
+
+    allow_stdin: bool
+
+    def publish(self, record: Record) -> None:
+        """Show one Jupyter message."""
+        ...
+
+    def ask(self, prompt: str, password: bool) -> str:
+        """Have the user type something."""
+        ...
+
+    def phase(self, phase: str) -> None:
+        """The run has come to another phase: start, data, running."""
+        ...
+
+    def moved(self, sent: list[str], received: list[str], up: int, down: int) -> None:
+        """Which variables moved, and how many bytes over the link."""
+        ...
+
+    def tick(self) -> None:
+        """Called about once a second while a run goes on."""
+        ...
+
+    def note(self, text: str) -> None:
+        """A sentence about the run that the user should see."""
+        ...
+
+
+class Console:
+    """Outputs on this process's stdout and stderr, as a script has them."""
+
+    allow_stdin = True
+
+    def __init__(self, show_result: bool = False) -> None:
+        self._show_result = show_result
+
+    def publish(self, record: Record) -> None:
+        """Streams as they are, displays as their text."""
+        content: dict[str, Any] = json.loads(record.content)
+        if record.msg_type == "stream":
+            stream = sys.stderr if content["name"] == "stderr" else sys.stdout
+            stream.write(content["text"])
+            stream.flush()
+        elif record.msg_type == "display_data" or (
+            record.msg_type == "execute_result" and self._show_result
+        ):
+            text = content["data"].get("text/plain")
+            if text:
+                print(text, flush=True)
+
+    def ask(self, prompt: str, password: bool) -> str:
+        """From this process's terminal."""
+        return getpass.getpass(prompt) if password else input(prompt)
+
+    def phase(self, phase: str) -> None:
+        """Not shown."""
+
+    def moved(self, sent: list[str], received: list[str], up: int, down: int) -> None:
+        """Not shown."""
+
+    def tick(self) -> None:
+        """Not shown."""
+
+    def note(self, text: str) -> None:
+        """On stderr."""
+        print(text, file=sys.stderr, flush=True)

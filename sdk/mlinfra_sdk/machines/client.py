@@ -1,0 +1,260 @@
+"""The client of an agent: requests, records of runs, and chunks, over one link.
+
+Everything public may be called from any thread but the portal's own.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import itertools
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeVar
+
+import anyio
+
+from mlinfra_sdk import errors
+from mlinfra_sdk.errors import LinkClosed, MlinfraError
+from mlinfra_sdk.link.client import connect
+from mlinfra_sdk.link.frames import Channel
+from mlinfra_sdk.link.session import LinkSession, Status
+from mlinfra_sdk.link.wire import Wire
+from mlinfra_sdk.machines.portal import Portal
+from mlinfra_sdk.objects.store import ChunkStore
+from mlinfra_sdk.worker import messages as m
+
+T = TypeVar("T")
+
+_REMEMBERED_SINKS = 64
+
+Sink = Callable[[m.Record], Awaitable[None]]
+
+
+class AgentClient:
+    """A connection to one machine's agent. Make one with :meth:`open`."""
+
+    def __init__(
+        self,
+        portal: Portal,
+        store: ChunkStore,
+        on_status: Callable[[Status], None] | None = None,
+    ) -> None:
+        self._portal = portal
+        self._store = store
+        self._on_status = on_status
+        self._link: LinkSession | None = None
+        self._ids = itertools.count(1)
+        self._waiting: dict[int, concurrent.futures.Future[bytes]] = {}
+        self._sinks: OrderedDict[str, Sink] = OrderedDict()
+        self._other: Sink | None = None
+        self._expected: dict[bytes, anyio.Event] = {}
+        self._close_requested: anyio.Event | None = None
+        self.closed: LinkClosed | None = None
+        """Why the link is closed, once it is."""
+        self.bytes_sent = 0
+        self.bytes_received = 0
+
+    @classmethod
+    def open(
+        cls,
+        portal: Portal,
+        factory: Callable[[], Awaitable[Wire]],
+        secret: bytes,
+        store: ChunkStore,
+        on_status: Callable[[Status], None] | None = None,
+    ) -> AgentClient:
+        """Connect. Raises :class:`mlinfra_sdk.errors.LinkError`."""
+        client = cls(portal, store, on_status)
+        opened: concurrent.futures.Future[None] = concurrent.futures.Future()
+        portal.start(client._serve(factory, secret, opened))
+        try:
+            opened.result()
+        except BaseException:
+            client.close()
+            raise
+        return client
+
+    async def _serve(
+        self,
+        factory: Callable[[], Awaitable[Wire]],
+        secret: bytes,
+        opened: concurrent.futures.Future[None],
+    ) -> None:
+        self._close_requested = anyio.Event()
+        try:
+            async with connect(factory, secret, on_status=self._on_status) as link:
+                self._link = link
+                opened.set_result(None)
+                async with anyio.create_task_group() as tasks:
+                    for pump in (self._replies, self._records, self._chunks, self._until_closed):
+                        tasks.start_soon(pump, link)
+                    await self._close_requested.wait()
+                    tasks.cancel_scope.cancel()
+            reason = link.status.error
+        except BaseException as error:
+            reason = error if isinstance(error, errors.LinkError) else None
+            if not opened.done():
+                opened.set_exception(error)
+        finally:
+            self._end(reason)
+
+    def _end(self, reason: errors.LinkError | None) -> None:
+        self.closed = LinkClosed(
+            reason.message if reason else "The connection to the machine is closed."
+        )
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(self.closed)
+        self._waiting.clear()
+
+    async def _until_closed(self, link: LinkSession) -> None:
+        await link.wait_closed()
+        assert self._close_requested is not None
+        self._close_requested.set()
+
+    async def _replies(self, link: LinkSession) -> None:
+        with contextlib.suppress(LinkClosed):
+            async for message in link.receive(Channel.CONTROL):
+                reply = m.decode_reply(message.data)
+                future = self._waiting.pop(reply.id, None)
+                if future is None or future.done():
+                    continue
+                if reply.error:
+                    kind = getattr(errors, reply.kind, MlinfraError)
+                    future.set_exception(_rebuilt(kind, reply))
+                else:
+                    future.set_result(reply.result)
+
+    async def _records(self, link: LinkSession) -> None:
+        with contextlib.suppress(LinkClosed):
+            async for message in link.receive(Channel.JOURNAL):
+                record = m.decode_record(message.data)
+                sink = self._sinks.get(record.parent, self._other)
+                if sink is not None:
+                    await sink(record)
+
+    async def _chunks(self, link: LinkSession) -> None:
+        with contextlib.suppress(LinkClosed):
+            async for message in link.receive(Channel.BULK):
+                self.bytes_received += len(message.data)
+                digest = await anyio.to_thread.run_sync(self._store.put_chunk, message.data)
+                event = self._expected.pop(digest, None)
+                if event is not None:
+                    event.set()
+
+    # -- requests ----------------------------------------------------------------------------
+
+    def next_id(self) -> int:
+        """An id for a request."""
+        return next(self._ids)
+
+    def send(self, request: m.AnyRequest) -> concurrent.futures.Future[bytes]:
+        """Send a request; the future gives its encoded result or raises its error."""
+        future: concurrent.futures.Future[bytes] = concurrent.futures.Future()
+        data = m.encode(request)
+        self.bytes_sent += len(data)
+        self._portal.soon(self._send, request.id, data, future)
+        return future
+
+    def _send(self, number: int, data: bytes, future: concurrent.futures.Future[bytes]) -> None:
+        if self._link is None or self.closed is not None:
+            future.set_exception(self.closed or LinkClosed("There is no connection."))
+            return
+        self._waiting[number] = future
+        try:
+            if not self._link.send_nowait(Channel.CONTROL, data):
+                self._portal.start(self._link.send(Channel.CONTROL, data))
+        except LinkClosed as error:
+            self._waiting.pop(number, None)
+            future.set_exception(error)
+
+    def ask(self, request: m.AnyRequest, kind: type[T]) -> T:
+        """Send a request and wait for its result."""
+        return m.decode_as(kind, self.send(request).result())
+
+    # -- records -----------------------------------------------------------------------------
+
+    def listen(self, parent: str, sink: Sink) -> None:
+        """Give ``sink`` what has this parent; it is awaited in the portal's thread, and while it
+        waits the machine is held back. The oldest sinks are forgotten."""
+        self._sinks[parent] = sink
+        while len(self._sinks) > _REMEMBERED_SINKS:
+            self._sinks.popitem(last=False)
+
+    def listen_to_rest(self, sink: Sink) -> None:
+        """Give ``sink`` what no other one takes."""
+        self._other = sink
+
+    # -- chunks ------------------------------------------------------------------------------
+
+    def upload(self, digests: list[bytes]) -> int:
+        """Send the chunks that the machine lacks and wait until it has them; gives the bytes."""
+        if not digests:
+            return 0
+        missing = self.ask(m.Missing(self.next_id(), digests), list[bytes])
+        if not missing:
+            return 0
+        sent = self._portal.call(self._upload(missing))
+        self.send(m.Await(self.next_id(), missing)).result()
+        return sent
+
+    async def _upload(self, digests: Iterable[bytes]) -> int:
+        assert self._link is not None
+        sent = 0
+        for digest in digests:
+            chunk = await anyio.to_thread.run_sync(self._store.read_chunk, digest)
+            await self._link.send(Channel.BULK, chunk)
+            sent += len(chunk)
+            self.bytes_sent += len(chunk)
+        return sent
+
+    def download(self, digests: list[bytes]) -> int:
+        """Get the chunks that the store lacks from the machine; gives their number of bytes."""
+        missing = self._store.missing(digests)
+        if not missing:
+            return 0
+        before = self.bytes_received
+        self._portal.call(self._download(missing))
+        return self.bytes_received - before
+
+    async def _download(self, digests: list[bytes]) -> None:
+        events = [self._expected.setdefault(digest, anyio.Event()) for digest in digests]
+        future = self._ask_in_loop(m.Fetch(self.next_id(), digests))
+        async with anyio.create_task_group() as tasks:
+
+            async def served() -> None:
+                # Its error, if any; its success says nothing: chunks may still be under way.
+                await _wrapped(future)
+
+            tasks.start_soon(served)
+            for event in events:
+                await event.wait()
+
+    def _ask_in_loop(self, request: m.AnyRequest) -> concurrent.futures.Future[bytes]:
+        future: concurrent.futures.Future[bytes] = concurrent.futures.Future()
+        self._send(request.id, m.encode(request), future)
+        return future
+
+    def close(self) -> None:
+        """Close the link in good order."""
+
+        async def request() -> None:
+            if self._close_requested is not None:
+                self._close_requested.set()
+
+        self._portal.start(request())
+
+
+async def _wrapped(future: concurrent.futures.Future[bytes]) -> bytes:
+    import asyncio
+
+    return await asyncio.wrap_future(future)
+
+
+def _rebuilt(kind: Any, reply: m.Reply) -> Exception:
+    """The agent's error as the class that it has here."""
+    if isinstance(kind, type) and issubclass(kind, MlinfraError):
+        with contextlib.suppress(TypeError):
+            return kind(reply.error, hint=reply.hint)
+    return MlinfraError(reply.error, hint=reply.hint)

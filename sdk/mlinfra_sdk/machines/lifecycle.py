@@ -1,0 +1,117 @@
+"""From a request to a machine, and to its end; every step is in the ledger before it is done."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from mlinfra_sdk import providers
+from mlinfra_sdk.errors import MlinfraError, ProviderError, RequestError
+from mlinfra_sdk.ledger import Ledger, Machine
+from mlinfra_sdk.providers.base import Handle, Offer, Provider
+from mlinfra_sdk.spec import Request
+
+
+@dataclass(frozen=True)
+class LiveMachine:
+    """A machine that runs, as this process knows it."""
+
+    id: str
+    name: str
+    provider: Provider
+    handle: Handle
+    offer: Offer
+
+
+async def acquire(request: Request, name: str, ledger: Ledger) -> LiveMachine:
+    """The machine of this name if it lives, else a new one by the cheapest offer."""
+    provider = providers.load(request.on)
+    for known in ledger.machines(active=True):
+        if known.provider == provider.name and known.name == name and known.handle:
+            handle = Handle.from_json(known.handle)
+            if (await provider.status(handle)).alive:
+                return LiveMachine(known.id, name, provider, handle, _offer_of(known, request))
+    offers = await provider.offers(request)
+    if not offers:
+        raise RequestError(f"on={request.on} offers nothing that fits.", hint="Ask for less.")
+    return await _launch(provider, offers[0], request, name, ledger)
+
+
+def _offer_of(known: Machine, request: Request) -> Offer:
+    return Offer(known.provider, request.gpu, known.price, 0.0)
+
+
+async def _launch(
+    provider: Provider, offer: Offer, request: Request, name: str, ledger: Ledger
+) -> LiveMachine:
+    """The intent is written first: a crash at any later point leaves a trace to be swept."""
+    gpu = offer.gpu
+    machine_id = ledger.intend_machine(
+        name=name,
+        provider=provider.name,
+        price=offer.price,
+        gpu=gpu.name if gpu else "",
+        gpu_count=gpu.count if gpu else 0,
+    )
+    started = time.time()
+    try:
+        handle = await provider.launch(offer, request, machine_id)
+    except BaseException as error:
+        reason = "the launch was cancelled" if not isinstance(error, Exception) else str(error)
+        ledger.machine_stopped(machine_id, reason=reason[:500])
+        if isinstance(error, OSError) and not isinstance(error, MlinfraError):
+            raise ProviderError(
+                f"on={provider.name} could not start a machine: {error}."
+            ) from error
+        raise
+    ledger.machine_started(machine_id, handle=handle.to_json(), at=started)
+    return LiveMachine(machine_id, name, provider, handle, offer)
+
+
+async def stop(machine: LiveMachine, ledger: Ledger, reason: str) -> None:
+    """End a machine and close it in the ledger."""
+    await machine.provider.stop(machine.handle)
+    ledger.machine_stopped(machine.id, reason=reason)
+
+
+async def stop_known(known: Machine, ledger: Ledger, reason: str) -> None:
+    """End a machine that the ledger knows."""
+    if known.handle:
+        provider = providers.load(known.provider)
+        await provider.stop(Handle.from_json(known.handle))
+    ledger.machine_stopped(known.id, reason=reason)
+
+
+async def settle(ledger: Ledger) -> list[Machine]:
+    """Close in the ledger what is gone in fact; gives the machines that live.
+
+    A machine whose launch was intended but never confirmed is looked for by its key.
+    """
+    alive = []
+    for known in ledger.machines(active=True):
+        try:
+            provider = providers.load(known.provider)
+        except RequestError:
+            continue  # the provider is not installed here: nothing can be said
+        handle = await _find(provider, known)
+        if handle is None:
+            # Another process may be launching it right now.
+            if time.time() - known.intended_at > 600:
+                ledger.machine_stopped(known.id, reason="it never started")
+            continue
+        status = await provider.status(handle)
+        if status.alive:
+            alive.append(known)
+        else:
+            ledger.machine_stopped(known.id, reason=status.reason, at=status.ended_at)
+            await provider.stop(handle)
+    return alive
+
+
+async def _find(provider: Provider, known: Machine) -> Handle | None:
+    if known.handle:
+        return Handle.from_json(known.handle)
+    for handle in await provider.list():
+        if handle.key == known.id:
+            return handle
+    return None

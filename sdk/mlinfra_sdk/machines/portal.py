@@ -1,0 +1,66 @@
+"""The one background thread of this process in which all connections live."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import anyio
+
+T = TypeVar("T")
+
+
+class Portal:
+    """An event loop in a daemon thread, used from ordinary code.
+
+    The caller blocks in ``Future.result``, which Ctrl-C interrupts.
+    """
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.loop: asyncio.AbstractEventLoop
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="mlinfra", daemon=True)
+        self._thread.start()
+        self._started.wait()
+
+    def _run(self) -> None:
+        anyio.run(self._main)
+
+    async def _main(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._started.set()
+        await anyio.sleep_forever()
+
+    def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine to its end; an interrupt cancels it."""
+        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def start(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """Let a coroutine run on in the background."""
+        asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+
+    def soon(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Call a function in the loop's thread; the quick way for small things."""
+        self.loop.call_soon_threadsafe(function, *arguments)
+
+
+_lock = threading.Lock()
+_portal: Portal | None = None
+
+
+def portal() -> Portal:
+    """This process's portal; a forked child gets its own."""
+    global _portal
+    with _lock:
+        if _portal is None or _portal.pid != os.getpid():
+            _portal = Portal()
+        return _portal

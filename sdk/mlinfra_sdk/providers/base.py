@@ -1,0 +1,102 @@
+"""What a provider does: a few things and no more; everything above is common."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from mlinfra_sdk.ledger import Price
+from mlinfra_sdk.link.wire import Wire
+from mlinfra_sdk.spec import Gpu, Request
+
+
+class Capabilities(msgspec.Struct, frozen=True):
+    """What a backend can do. ``hard_stop`` says who ends a machine that everybody forgot:
+    ``provider``, ``host``, ``worker`` (the agent's own watchdog) or ``none``."""
+
+    hard_stop: str
+    shared_fs: bool = False
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """Something that keeps a provider from working, and how to mend it."""
+
+    what: str
+    mend: str
+
+
+class Offer(msgspec.Struct, frozen=True):
+    """A machine that could be had: what it is, what it costs, and how long its start takes."""
+
+    provider: str
+    gpu: Gpu | None
+    price: Price
+    start_seconds: float
+
+
+class Handle(msgspec.Struct, frozen=True):
+    """Enough to find a machine again from another process; no secrets. ``data`` is the
+    provider's own."""
+
+    provider: str
+    key: str
+    data: dict[str, str]
+
+    def to_json(self) -> str:
+        """For the ledger."""
+        return msgspec.json.encode(self).decode()
+
+    @classmethod
+    def from_json(cls, text: str) -> Handle:
+        """The inverse of :meth:`to_json`."""
+        return msgspec.json.decode(text, type=cls)
+
+
+class Status(msgspec.Struct, frozen=True):
+    """Whether a machine lives; ``reason`` says why it ended, ``ended_at`` when (Unix time)."""
+
+    alive: bool
+    reason: str = ""
+    ended_at: float | None = None
+
+
+class Provider(Protocol):
+    """A backend. All methods but the first are coroutines that clean up when cancelled."""
+
+    name: str
+    capabilities: Capabilities
+
+    def check(self) -> list[Problem]:
+        """What is missing for this provider to work. Costs nothing."""
+        ...
+
+    async def offers(self, request: Request) -> list[Offer]:
+        """What fits the request, cheapest first. Raises :class:`RequestError` if nothing can."""
+        ...
+
+    async def launch(self, offer: Offer, request: Request, key: str) -> Handle:
+        """Start a machine with a running agent, whose own limits are set. ``key`` is its id: a
+        second launch with the same key gives the same machine. A failed or cancelled launch
+        leaves nothing running."""
+        ...
+
+    async def connect(self, handle: Handle) -> Wire:
+        """A new wire to the agent."""
+        ...
+
+    async def secret(self, handle: Handle) -> bytes:
+        """The session secret that the agent was started with."""
+        ...
+
+    async def status(self, handle: Handle) -> Status:
+        """How the machine is, asked of whoever really knows."""
+        ...
+
+    async def stop(self, handle: Handle) -> None:
+        """End the machine; returns when it is gone. Stopping twice is no error."""
+        ...
+
+    async def list(self) -> list[Handle]:
+        """Every living machine of ours, also those that the ledger does not know."""
+        ...

@@ -1,0 +1,506 @@
+"""The face: a session is one notebook's or script's connection to one machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from mlinfra_sdk import paths, spec
+from mlinfra_sdk.errors import (
+    KernelDied,
+    LedgerError,
+    LinkError,
+    MlinfraError,
+    NotTransferable,
+    RemoteError,
+)
+from mlinfra_sdk.frontend import Console, Frontend
+from mlinfra_sdk.ledger import Ledger
+from mlinfra_sdk.machines import lifecycle
+from mlinfra_sdk.machines.client import AgentClient
+from mlinfra_sdk.machines.lifecycle import LiveMachine
+from mlinfra_sdk.machines.portal import portal
+from mlinfra_sdk.namespace.analysis import CellNames, cell_names
+from mlinfra_sdk.namespace.delta import Inputs, Outputs
+from mlinfra_sdk.namespace.sync import LocalNamespace, RemoteValue, Report
+from mlinfra_sdk.objects.store import ChunkStore
+from mlinfra_sdk.running import Outcome, Running
+from mlinfra_sdk.spec import Request
+from mlinfra_sdk.worker import messages as m
+
+T = TypeVar("T")
+
+_STORE_LIMIT = 20 << 30
+"""Bytes that the local chunk store may keep between sessions."""
+_PATIENCE = 3.0
+"""Seconds after an interrupt before the user is told that the cell goes on."""
+_decode_outputs = msgspec.msgpack.Decoder(Outputs).decode
+_encode_inputs = msgspec.msgpack.Encoder().encode
+
+
+class Result(msgspec.Struct):
+    """What a run left behind. ``error`` is the exception that it raised, of its own type where
+    that can be rebuilt here; ``traceback`` its rendered lines."""
+
+    value: Any = None
+    error: BaseException | None = None
+    traceback: list[str] = []
+    payload: list[dict[str, Any]] = []
+    report: Report = msgspec.field(default_factory=Report)
+
+
+class Session:
+    """A connection to one machine, on which a kernel holds what it was given.
+
+    >>> with Session() as session:
+    ...     session.run("x = 6 * 7")
+    ...     session.namespace["x"]
+    42
+
+    ``namespace`` are the variables that runs read and change; by default those of ``__main__``.
+    Settings are those of ``%%remote``: ``Session(on="local", idle="30m")``. The machine starts with
+    the first use, and is stopped by :meth:`close` unless it was given a ``name``.
+    """
+
+    def __init__(
+        self,
+        *,
+        namespace: dict[str, Any] | None = None,
+        hidden: Callable[[], Iterable[str]] | None = None,
+        request: Request | None = None,
+        notebook: str = "",
+        **settings: object,
+    ) -> None:
+        if request is None:
+            layer = spec.parse(settings, place=spec.NOTEBOOK, origin="the arguments of Session")
+            request = spec.resolve([*spec.configured(), layer]).request
+        self.request = request
+        self.namespace = vars(sys.modules["__main__"]) if namespace is None else namespace
+        self.comms: Callable[[m.Record], None] = lambda record: None
+        """Takes what the kernel publishes beside any run: comm messages of widgets."""
+        self._notebook = notebook
+        self._hidden = hidden or self._dunders
+        self._ledger: Ledger | None = None
+        self._store = ChunkStore(paths.data_dir() / "store")
+        self._machine: LiveMachine | None = None
+        self._client: AgentClient | None = None
+        self._kernel = "main"
+        self._generation = 0
+        self._link_counts = (0, 0)
+        self._shared_store = False
+        self._local = self._new_namespace(shared_fs=False)
+        self._count = 0
+
+    # -- what a user does --------------------------------------------------------------------
+
+    def run(self, code: str, *, frontend: Frontend | None = None) -> Any:
+        """Run code on the machine and wait for its end; gives the value of its last expression.
+
+        Its outputs appear here, what it changes comes back, and what it raises is raised.
+        """
+        names = cell_names(_transformed(code), self.namespace, code)
+        self._count += 1
+        result = self.execute(
+            code, names, frontend=frontend or Console(show_result=True), count=self._count
+        )
+        if result.error is not None:
+            raise result.error
+        return result.value
+
+    def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Call a function on the machine and give what it returns; arguments that it changes in
+        place are changed here too."""
+        name = "__mlinfra_call__"
+        code = f"{name}[0](*{name}[1], **{name}[2])"
+        try:
+            result = self._execute(
+                code,
+                lambda: self._local.prepare_values({name: (function, args, kwargs)}),
+                frontend=Console(),
+                count=0,
+                kind="call",
+            )
+        finally:
+            self.namespace.pop(name, None)
+        if result.error is not None:
+            raise result.error
+        value: T = result.value
+        if isinstance(value, RemoteValue) and not isinstance(value, type):
+            return value  # type: ignore[return-value]
+        return value
+
+    def push(self, **values: Any) -> None:
+        """Bind values to names over there (and here)."""
+        self.namespace.update(values)
+        result = self._execute(
+            "",
+            lambda: self._local.prepare_values(values),
+            frontend=Console(),
+            count=0,
+            kind="push",
+        )
+        if result.error is not None:
+            raise result.error
+
+    def pull(self, *names: str) -> Any:
+        """Bring variables here, whatever their size; gives the value, or a list of several."""
+        for name in names:
+            value = self.namespace.get(name)
+            if isinstance(value, RemoteValue):
+                value.pull()
+        values = [self._pulled(name) for name in names]
+        return values[0] if len(names) == 1 else values
+
+    def _pulled(self, name: str) -> Any:
+        try:
+            return self.namespace[name]
+        except KeyError:
+            raise MlinfraError(
+                f"There is no variable {name!r}, here or on the machine.",
+                hint="Check the spelling; variables come here by themselves after a run.",
+            ) from None
+
+    def restart(self) -> None:
+        """Give the machine a fresh kernel: variables that only lived there are lost."""
+        client = self._connect()
+        info = client.ask(m.RestartKernel(client.next_id(), self._kernel), m.KernelInfo)
+        self._generation = info.generation
+        self._local.forget("the remote kernel was restarted")
+
+    def stop(self) -> None:
+        """Stop the machine and close it in the ledger. The next run starts a new one."""
+        machine, self._machine = self._machine, None
+        self._disconnect("the machine was stopped")
+        if machine is not None:
+            portal().call(lifecycle.stop(machine, self.ledger, "stopped by the user"))
+
+    def close(self) -> None:
+        """End the session: stops its machine, unless that has a name and may be shared."""
+        if self.request.name is None:
+            self.stop()
+        elif self._client is not None:
+            with contextlib.suppress(MlinfraError):
+                self._client.send(m.CloseKernel(self._client.next_id(), self._kernel)).result(5)
+            self._disconnect("the session was closed")
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    # -- what the magics use -----------------------------------------------------------------
+
+    @property
+    def ledger(self) -> Ledger:
+        """This user's ledger."""
+        if self._ledger is None:
+            self._ledger = Ledger.open()
+        return self._ledger
+
+    @property
+    def machine(self) -> LiveMachine | None:
+        """The machine, once it has been started and unless it is known to be gone."""
+        return self._machine
+
+    def agent(self) -> m.AgentInfo | None:
+        """What the agent says of itself, or None without a connection."""
+        client = self._client
+        if client is None or client.closed is not None:
+            return None
+        with contextlib.suppress(LinkError):
+            return client.ask(m.Describe(client.next_id()), m.AgentInfo)
+        return None
+
+    def execute(
+        self,
+        code: str,
+        names: CellNames,
+        *,
+        frontend: Frontend,
+        count: int,
+        cell: str = "",
+    ) -> Result:
+        """Run a cell; what it raises is in the result, errors of ours are raised."""
+        return self._execute(
+            code,
+            lambda: self._local.prepare(names, code),
+            frontend=frontend,
+            count=count,
+            kind="cell",
+            cell=cell,
+        )
+
+    def comm(
+        self, parent: str, msg_type: str, content: bytes, metadata: bytes, buffers: list[bytes]
+    ) -> None:
+        """Pass a front end's comm message to the kernel; called from any thread."""
+        client = self._client
+        if client is not None and client.closed is None:
+            client.send(
+                m.Comm(client.next_id(), self._kernel, parent, msg_type, content, metadata, buffers)
+            )
+
+    def listen(self, parent: str, publish: Callable[[m.Record], None]) -> None:
+        """Give ``publish`` what the kernel publishes for this parent (a comm message)."""
+        if self._client is not None:
+
+            async def sink(record: m.Record) -> None:
+                publish(record)
+
+            self._client.listen(parent, sink)
+
+    # -- how it is done ----------------------------------------------------------------------
+
+    def _dunders(self) -> Iterable[str]:
+        return [name for name in self.namespace if name.startswith("__")]
+
+    def _new_namespace(self, *, shared_fs: bool) -> LocalNamespace:
+        return LocalNamespace(
+            self.namespace,
+            self._store,
+            fetch=self._fetch,
+            hidden=self._hidden,
+            eager_limit=self.request.eager_limit,
+            shared_fs=shared_fs,
+        )
+
+    def _execute(
+        self,
+        code: str,
+        prepare: Callable[[], Inputs],
+        *,
+        frontend: Frontend,
+        count: int,
+        kind: str,
+        cell: str = "",
+    ) -> Result:
+        client = self._ready(frontend)
+        self._local.eager_limit = self.request.eager_limit
+        inputs = prepare()
+        before = client.bytes_sent, client.bytes_received
+        if not self._shared_store and (digests := inputs.digests()):
+            frontend.phase("data")
+            client.upload(digests)
+        run = Running(secrets.token_hex(8), portal(), frontend.publish)
+        client.listen(run.name, run.sink)
+        ledger_run = self._open_run(kind, cell)
+        began = time.monotonic()
+        status = "lost"
+        sent = sorted({name for group in inputs.groups for name in group.names})
+        try:
+            frontend.phase("running")
+            self._submit(client, run, code, inputs, count, frontend)
+            outcome = self._follow(client, run, frontend)
+            result = self._finish(client, outcome)
+            status = "done" if result.error is None else "error"
+            if isinstance(result.error, KeyboardInterrupt):
+                status = "interrupted"
+        finally:
+            up, down = client.bytes_sent - before[0], client.bytes_received - before[1]
+            self._close_run(ledger_run, status, time.monotonic() - began, up, down)
+        report = result.report
+        frontend.moved(sent, [*report.changed, *report.remote], up, down)
+        return result
+
+    def _submit(
+        self,
+        client: AgentClient,
+        run: Running,
+        code: str,
+        inputs: Inputs,
+        count: int,
+        frontend: Frontend,
+    ) -> None:
+        request = m.Execute(
+            client.next_id(),
+            self._kernel,
+            run.name,
+            code,
+            _encode_inputs(inputs),
+            count,
+            frontend.allow_stdin,
+        )
+        future = client.send(request)
+
+        def refused(done: Any) -> None:
+            error = done.exception()
+            if error is not None:
+                run.fail(error)
+
+        future.add_done_callback(refused)
+
+    def _follow(self, client: AgentClient, run: Running, frontend: Frontend) -> Outcome:
+        """Wait for a run's end. The first interrupt goes to the machine, a second one leaves it."""
+
+        def ask(content: dict[str, Any]) -> None:
+            text = frontend.ask(content["prompt"], bool(content["password"]))
+            client.send(m.Answer(client.next_id(), self._kernel, text))
+
+        interrupted = 0.0
+
+        def tick() -> None:
+            nonlocal interrupted
+            if client.closed is not None:
+                run.fail(client.closed)
+            if interrupted and time.monotonic() - interrupted > _PATIENCE:
+                interrupted = float("inf")
+                frontend.note(
+                    "The interrupt was sent, but the cell goes on. Interrupt again to leave it; "
+                    "`%remote restart` then ends it for good."
+                )
+            frontend.tick()
+
+        while True:
+            try:
+                ended = run.wait(ask, tick)
+                break
+            except KeyboardInterrupt:
+                if interrupted:
+                    raise
+                interrupted = time.monotonic()
+                client.send(m.Interrupt(client.next_id(), self._kernel))
+        if isinstance(ended, Outcome):
+            return ended
+        self._generation = 0
+        reason = msgspec.json.decode(ended.content)["reason"]
+        self._local.forget(reason)
+        raise KernelDied(reason, hint="The next run starts a fresh one and sends its variables.")
+
+    def _finish(self, client: AgentClient, outcome: Outcome) -> Result:
+        """Take over what the run changed."""
+        outputs = _decode_outputs(outcome.outputs)
+        if not self._shared_store:
+            client.download(outputs.digests())
+        report = self._local.apply(outputs)
+        reply = outcome.reply
+        report.warnings[:0] = reply.get("warnings", [])
+        result = Result(
+            value=report.extra.get("_"), payload=reply.get("payload", []), report=report
+        )
+        if reply["status"] != "ok":
+            result.traceback = reply.get("traceback", [])
+            result.error = _exception(reply, report.error)
+            if reply.get("loading"):
+                self._local.forget("its variables could not be loaded")
+        return result
+
+    def _fetch(self, token: str) -> Outputs:
+        """The content of a RemoteValue."""
+        client = self._ready(Console())
+        data = client.send(m.Evaluate(client.next_id(), self._kernel, "fetch", [token])).result()
+        outputs = _decode_outputs(m.decode_as(bytes, data))
+        if not self._shared_store:
+            client.download(outputs.digests())
+        return outputs
+
+    def _ready(self, frontend: Frontend) -> AgentClient:
+        """A connection to the machine, with a kernel that runs."""
+        client = self._client
+        if client is not None and client.closed is not None:
+            self._account_for_the_lost(frontend)
+            client = None
+        if client is None:
+            frontend.phase("start")
+            client = self._connect()
+        if not self._generation:
+            frontend.phase("start")
+            cwd = os.getcwd() if self._shared_store else ""
+            info = client.ask(m.OpenKernel(client.next_id(), self._kernel, cwd), m.KernelInfo)
+            self._generation = info.generation
+            client.listen_to_rest(self._other)
+        return client
+
+    async def _other(self, record: m.Record) -> None:
+        if record.msg_type == m.DIED:
+            self._generation = 0
+            self._local.forget(msgspec.json.decode(record.content)["reason"])
+        else:
+            self.comms(record)
+
+    def _connect(self) -> AgentClient:
+        if self._client is not None and self._client.closed is None:
+            return self._client
+        with contextlib.suppress(MlinfraError, OSError):
+            self._store.collect_garbage(_STORE_LIMIT)
+        name = self.request.name or f"{self.request.on}-{secrets.token_hex(3)}"
+        machine = portal().call(lifecycle.acquire(self.request, name, self.ledger))
+        secret = portal().call(machine.provider.secret(machine.handle))
+        client = AgentClient.open(
+            portal(), lambda: machine.provider.connect(machine.handle), secret, self._store
+        )
+        self._machine, self._client = machine, client
+        info = client.ask(m.Describe(client.next_id()), m.AgentInfo)
+        self._kernel = "main" if self.request.name is None else f"k{secrets.token_hex(4)}"
+        self._shared_store = info.store == self._store.id
+        self._generation = 0
+        self._local = self._new_namespace(
+            shared_fs=machine.provider.capabilities.shared_fs and not self.request.isolate
+        )
+        return client
+
+    def _disconnect(self, reason: str) -> None:
+        client, self._client = self._client, None
+        self._generation = 0
+        self._local.forget(reason)
+        if client is not None:
+            client.close()
+
+    def _account_for_the_lost(self, frontend: Frontend) -> None:
+        """The link is gone: find out why, and close the machine if it has ended."""
+        machine, self._machine = self._machine, None
+        self._disconnect("its machine has ended")
+        if machine is None:
+            return
+        status = portal().call(machine.provider.status(machine.handle))
+        if not status.alive:
+            self.ledger.machine_stopped(machine.id, reason=status.reason, at=status.ended_at)
+            portal().call(machine.provider.stop(machine.handle))
+            frontend.note(f"The machine {machine.name} had ended: {status.reason}.")
+
+    def _open_run(self, kind: str, cell: str) -> int | None:
+        """A ledger that cannot be written must not stop work that costs nothing more."""
+        if self._machine is None:
+            return None
+        with contextlib.suppress(LedgerError):
+            return self.ledger.open_run(
+                self._machine.id, kind=kind, notebook=self._notebook, cell=cell
+            )
+        return None
+
+    def _close_run(self, run: int | None, status: str, seconds: float, up: int, down: int) -> None:
+        if run is not None:
+            with contextlib.suppress(LedgerError):
+                self.ledger.close_run(
+                    run, status=status, seconds=seconds, bytes_up=up, bytes_down=down
+                )
+
+
+def _transformed(code: str) -> str:
+    """Code after IPython's input transformation, without a shell."""
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    with contextlib.suppress(SyntaxError):
+        return TransformerManager().transform_cell(code)
+    return code
+
+
+def _exception(reply: Mapping[str, Any], error: BaseException | None) -> BaseException:
+    """The exception that the run raised, or one that stands for it."""
+    if error is not None:
+        return error
+    name, text = reply["ename"], reply["evalue"]
+    if name == "KeyboardInterrupt":
+        return KeyboardInterrupt(text)
+    if name == "NotTransferable":
+        return NotTransferable(text)
+    kind = type(name, (RemoteError,), {"__module__": RemoteError.__module__})
+    stand_in: BaseException = kind(name, text, reply.get("traceback", []))
+    return stand_in

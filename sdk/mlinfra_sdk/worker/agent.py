@@ -1,0 +1,297 @@
+"""The agent: hosts kernels on the machine, serves clients, and ends the machine in time."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.abc
+import msgspec
+
+from mlinfra_sdk._version import __version__
+from mlinfra_sdk.errors import MlinfraError, ProtocolError
+from mlinfra_sdk.link.frames import Channel
+from mlinfra_sdk.link.server import LinkServer, serve
+from mlinfra_sdk.link.session import LinkSession, State
+from mlinfra_sdk.link.wire import serve_unix
+from mlinfra_sdk.objects.store import ChunkStore
+from mlinfra_sdk.worker import messages as m
+from mlinfra_sdk.worker.journal import Journal
+from mlinfra_sdk.worker.kernel_host import KernelHost
+from mlinfra_sdk.worker.watchdog import Limits, Watchdog
+
+logger = logging.getLogger(__name__)
+
+SOCKET = "agent.sock"
+ENDED = "ended.json"
+
+
+class Config(msgspec.Struct):
+    """How an agent is to run; a file that only this user can read (0600) in its directory."""
+
+    secret: bytes
+    store: str
+    limits: Limits
+    shared_fs: bool = False
+    cwd: str = ""
+
+
+class Agent:
+    """All that one machine does for its clients."""
+
+    def __init__(self, folder: Path, config: Config, tasks: anyio.abc.TaskGroup) -> None:
+        self.folder = folder
+        self.store = ChunkStore(Path(config.store))
+        self.watchdog = Watchdog(
+            config.limits, busy=lambda: self.busy, connected=lambda: self.connected
+        )
+        self._sessions: set[LinkSession] = set()
+        self._config = config
+        self._tasks = tasks
+        self._kernels: dict[str, KernelHost] = {}
+        self._journals: dict[str, Journal] = {}
+        self._listeners: dict[str, LinkSession] = {}
+        """The session that follows each kernel."""
+        self._journal_folder = folder / "journal"
+        self._journal_folder.mkdir(mode=0o700, exist_ok=True)
+        self._arrived = anyio.Event()
+
+    @property
+    def busy(self) -> bool:
+        """Whether any kernel runs a cell."""
+        return any(kernel.running for kernel in self._kernels.values())
+
+    @property
+    def connected(self) -> bool:
+        """Whether any client is connected right now."""
+        return any(session.status.state is State.CONNECTED for session in self._sessions)
+
+    def prestart(self, kernel: str) -> None:
+        """Begin to start a kernel that the first client is going to ask for."""
+        self._tasks.start_soon(self._prestart, self._kernel(kernel))
+
+    async def _prestart(self, kernel: KernelHost) -> None:
+        try:
+            await kernel.ensure()
+        except MlinfraError:
+            logger.exception("The kernel could not be started ahead")
+
+    def _kernel(self, name: str) -> KernelHost:
+        kernel = self._kernels.get(name)
+        if kernel is None:
+            env = {
+                m.STORE_VARIABLE: self._config.store,
+                m.SHARED_VARIABLE: "1" if self._config.shared_fs else "0",
+            }
+            kernel = KernelHost(name, env, self._tasks, self._publish)
+            kernel.cwd = self._config.cwd
+            self._kernels[name] = kernel
+        return kernel
+
+    async def close(self) -> None:
+        """End all kernels."""
+        for kernel in self._kernels.values():
+            await kernel.close()
+
+    async def on_session(self, session: LinkSession) -> None:
+        """Serve one client until its session is closed."""
+        self.watchdog.touch()
+        self._sessions.add(session)
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._take_chunks, session)
+                async for message in session.receive(Channel.CONTROL):
+                    self.watchdog.touch()
+                    request = m.decode_request(message.data)
+                    # What is passed on to the kernel keeps its order; the rest may take a while.
+                    if isinstance(request, m.Execute | m.Comm | m.Answer | m.Interrupt):
+                        await self._answer(session, request)
+                    else:
+                        tasks.start_soon(self._answer, session, request)
+                tasks.cancel_scope.cancel()
+        finally:
+            self._sessions.discard(session)
+            self._forget(session)
+
+    def _forget(self, session: LinkSession) -> None:
+        for name in [name for name, it in self._listeners.items() if it is session]:
+            del self._listeners[name]
+
+    async def _answer(self, session: LinkSession, request: m.AnyRequest) -> None:
+        try:
+            reply = m.Reply(request.id, m.encode_result(await self._do(session, request)))
+        except MlinfraError as error:
+            reply = m.Reply(
+                request.id, error=error.message, hint=error.hint, kind=type(error).__name__
+            )
+        except FileExistsError:
+            reply = m.Reply(request.id, error="A run of this name is under way.")
+        except OSError as error:
+            reply = m.Reply(request.id, error=f"The machine failed: {error}.", kind="StoreError")
+        await session.send(Channel.CONTROL, m.encode(reply))
+
+    async def _do(self, session: LinkSession, request: m.AnyRequest) -> Any:
+        match request:
+            case m.Execute():
+                kernel = self._kernel(request.kernel)
+                self._listeners[request.kernel] = session
+                if not request.run.isalnum():
+                    raise ProtocolError(f"{request.run!r} is no name of a run.")
+                self._journals[request.run] = Journal(self._journal_folder / request.run)
+                await kernel.execute(
+                    request.run, request.code, request.inputs, request.count, request.allow_stdin
+                )
+            case m.Comm():
+                await self._kernel(request.kernel).comm(
+                    request.parent,
+                    request.msg_type,
+                    request.content,
+                    request.metadata,
+                    request.buffers,
+                )
+            case m.Answer():
+                await self._kernel(request.kernel).answer(request.text)
+            case m.Interrupt():
+                self._kernel(request.kernel).interrupt()
+            case m.OpenKernel():
+                kernel = self._kernel(request.kernel)
+                kernel.cwd = request.cwd or kernel.cwd
+                self._listeners[request.kernel] = session
+                await kernel.ensure()
+                return self._info(kernel)
+            case m.RestartKernel():
+                kernel = self._kernel(request.kernel)
+                await kernel.restart()
+                return self._info(kernel)
+            case m.CloseKernel():
+                kernel = self._kernel(request.kernel)
+                await kernel.close()
+                del self._kernels[request.kernel]
+            case m.Evaluate():
+                return await self._kernel(request.kernel).evaluate(request.what, request.arguments)
+            case m.Missing():
+                return self.store.missing(request.digests)
+            case m.Await():
+                while self.store.missing(request.digests):
+                    await self._arrived.wait()
+            case m.Fetch():
+                for digest in request.digests:
+                    chunk = await anyio.to_thread.run_sync(self.store.read_chunk, digest)
+                    await session.send(Channel.BULK, chunk)
+            case m.Stop():
+                self.watchdog.end(request.reason)
+            case m.Describe():
+                return m.AgentInfo(
+                    __version__,
+                    platform.python_version(),
+                    self.store.id,
+                    self.watchdog.started,
+                    self.busy,
+                    self.watchdog.idle_seconds,
+                    sorted(self._kernels),
+                )
+        return None
+
+    def _info(self, kernel: KernelHost) -> m.KernelInfo:
+        return m.KernelInfo(kernel.generation, kernel.pid, platform.python_version())
+
+    async def _take_chunks(self, session: LinkSession) -> None:
+        async for message in session.receive(Channel.BULK):
+            await anyio.to_thread.run_sync(self.store.put_chunk, message.data)
+            self._arrived.set()
+            self._arrived = anyio.Event()
+
+    async def _publish(self, record: m.Record) -> None:
+        """Journal a message, then send it to the client that follows the kernel."""
+        data = m.encode(record)
+        journal = self._journals.get(record.parent)
+        if journal is not None:
+            journal.append(data)
+        if record.msg_type in (m.RESULT, m.DIED):
+            self.watchdog.touch()
+            self._collected(record.parent)
+        session = self._listeners.get(record.kernel)
+        if session is not None:
+            await session.send(Channel.JOURNAL, data)
+
+    def _collected(self, run: str) -> None:
+        """The run has ended and its client follows it: the link delivers what is under way."""
+        journal = self._journals.pop(run, None)
+        if journal is not None:
+            journal.close()
+            journal.path.unlink(missing_ok=True)
+
+
+async def run(folder: Path, config: Config, announce: Callable[[], None]) -> str:
+    """Run an agent in ``folder`` until something ends it; gives the reason.
+
+    ``announce`` is called when clients can connect.
+    """
+    async with anyio.create_task_group() as tasks:
+        agent = Agent(folder, config, tasks)
+        agent.prestart("main")
+        info = {"version": __version__, "store": agent.store.id}
+
+        async def listen(server: LinkServer) -> None:
+            await serve_unix(folder / SOCKET, server.handle)
+
+        async with serve(config.secret, agent.on_session, info=info) as server:
+            tasks.start_soon(listen, server)
+            tasks.start_soon(_obey_signals, agent.watchdog)
+            while not (folder / SOCKET).exists():
+                await anyio.sleep(0.001)
+            announce()
+            reason = await agent.watchdog.wait()
+            logger.info("The agent ends: %s", reason)
+            await agent.close()
+        tasks.cancel_scope.cancel()
+    record = msgspec.json.encode({"reason": reason, "at": time.time()})
+    (folder / ENDED).write_bytes(record)
+    return reason
+
+
+async def _obey_signals(watchdog: Watchdog) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            watchdog.end("stopped")
+
+
+def load_config(folder: Path) -> Config:
+    """The configuration that the launcher left in the agent's directory."""
+    return msgspec.msgpack.decode((folder / "config").read_bytes(), type=Config)
+
+
+def save_config(folder: Path, config: Config) -> None:
+    """Write the configuration, readable by this user only."""
+    fd = os.open(folder / "config", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(fd, "wb") as file:
+        file.write(msgspec.msgpack.encode(config))
+
+
+def main() -> None:
+    """``python -m mlinfra_sdk.worker DIRECTORY``: prints ``ready`` when clients can connect."""
+    folder = Path(sys.argv[1])
+    config = load_config(folder)
+    logging.basicConfig(
+        filename=folder / "agent.log",
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+
+    def announce() -> None:
+        os.write(1, b"ready\n")
+        # From here on nobody reads: a kernel's stray output must not block it.
+        log = os.open(folder / "kernel.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
+
+    anyio.run(run, folder, config, announce)

@@ -1,0 +1,170 @@
+"""``python -m mlinfra_sdk.worker.kernel``: the kernel on the machine.
+
+It is an ordinary ipykernel that brings its variables up to date before a cell and reports what
+the cell changed after it, all within the one execute request.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from ipykernel.ipkernel import IPythonKernel
+from ipykernel.kernelapp import IPKernelApp
+from traitlets.config import Config
+
+from mlinfra_sdk.errors import MlinfraError
+from mlinfra_sdk.namespace.delta import Inputs, Outputs
+from mlinfra_sdk.namespace.sync import WorkerNamespace
+from mlinfra_sdk.objects.store import ChunkStore
+from mlinfra_sdk.worker.messages import (
+    RESULT,
+    SHARED_VARIABLE,
+    STORE_VARIABLE,
+    WORKER_VARIABLE,
+)
+
+_decode_inputs = msgspec.msgpack.Decoder(Inputs).decode
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Job(msgspec.Struct):
+    """What an execute request carries beside its code, in its metadata."""
+
+    op: str
+    count: int = 0
+    arguments: list[str] = []
+
+
+class WorkerKernel(IPythonKernel):  # type: ignore[misc]
+    """An ipykernel whose variables follow those of a notebook elsewhere."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._job: Job | None = None
+        self._inputs = Inputs()
+        self._result: Any = None
+        self._namespace = WorkerNamespace(
+            self.shell.user_ns,
+            ChunkStore(Path(os.environ[STORE_VARIABLE])),
+            hidden=self._hidden,
+            shared_fs=os.environ.get(SHARED_VARIABLE) == "1",
+        )
+        self.shell.events.register("post_run_cell", self._after_cell)
+
+    def _hidden(self) -> Iterable[str]:
+        return self.shell.user_ns_hidden
+
+    def _after_cell(self, result: Any) -> None:
+        self._result = result
+
+    async def execute_request(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
+        """An execute request of the agent, or an ordinary one."""
+        job = parent["metadata"].get("mlinfra")
+        if job is None:
+            await super().execute_request(stream, ident, parent)
+            return
+        self._job = msgspec.convert(job, Job)
+        buffers = parent.get("buffers") or []
+        self._inputs = _decode_inputs(bytes(buffers[0])) if buffers else Inputs()
+        await super().execute_request(stream, ident, parent)
+
+    async def do_execute(self, code: str, silent: bool, *args: Any, **kwargs: Any) -> Any:
+        """Loads the variables, runs the cell, reports what it changed."""
+        job, self._job = self._job, None
+        if job is None:
+            return await super().do_execute(code, silent, *args, **kwargs)
+        try:
+            if job.op == "fetch":
+                outputs = self._namespace.fetch(job.arguments[0])
+            elif job.op == "values":
+                outputs = self._namespace.values(job.arguments)
+            else:
+                return await self._run_cell(job, code, silent, *args, **kwargs)
+            content: dict[str, Any] = {"status": "ok"}
+        except (Exception, KeyboardInterrupt) as error:
+            outputs, content = Outputs(), _failed(error)
+        self._publish_result(content, outputs)
+        return content
+
+    async def _run_cell(
+        self, job: Job, code: str, silent: bool, *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        shell = self.shell
+        shell.execution_count = job.count
+        self._result = None
+        inputs, self._inputs = self._inputs, Inputs()
+        warnings: list[str] = []
+        try:
+            warnings = list(self._namespace.load(inputs) or ())
+        except (Exception, KeyboardInterrupt) as error:
+            content = _failed(error)
+            self._publish_result(content | {"loading": True}, Outputs())
+            return content
+        content = await super().do_execute(code, silent, *args, **kwargs)
+        result = self._result
+        extra: dict[str, Any] = {}
+        raised: BaseException | None = None
+        if result is not None:
+            raised = result.error_in_exec or result.error_before_exec
+            if result.result is not None:
+                extra["_"] = result.result
+        self._result = None
+        try:
+            outputs = self._namespace.collect(extra=extra, error=raised)
+        except (Exception, KeyboardInterrupt) as error:
+            outputs, content = Outputs(), _failed(error) | {"collecting": True}
+        self._publish_result(content | {"warnings": warnings}, outputs)
+        return content
+
+    def _publish_result(self, content: dict[str, Any], outputs: Outputs) -> None:
+        """On iopub, so that it comes after everything that the cell published."""
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+        known = ("status", "ename", "evalue", "traceback", "payload", "loading", "collecting")
+        known += ("warnings",)
+        self.session.send(
+            self.iopub_socket,
+            RESULT,
+            {key: content[key] for key in known if key in content},
+            parent=self.get_parent("shell"),
+            ident=self._topic(RESULT),
+            buffers=[_encode(outputs)],
+        )
+
+
+def _failed(error: BaseException) -> dict[str, Any]:
+    """An error of ours, or of the user's own pickling code, as an execute reply."""
+    lines = traceback.format_exception(type(error), error, error.__traceback__)
+    if isinstance(error, MlinfraError):
+        lines = []
+    return {
+        "status": "error",
+        "ename": type(error).__name__,
+        "evalue": str(error),
+        "traceback": lines,
+        "execution_count": 0,
+        "user_expressions": {},
+        "payload": [],
+    }
+
+
+def main() -> None:
+    """Run the kernel; options are those of ipykernel."""
+    os.environ[WORKER_VARIABLE] = "1"
+    config = Config()
+    config.HistoryManager.enabled = False
+    IPKernelApp.launch_instance(kernel_class=WorkerKernel, config=config)
+
+
+if __name__ == "__main__":
+    # Notebook code owns the name `__main__`; classes of this module must not live there.
+    from mlinfra_sdk.worker.kernel import main as run
+
+    run()

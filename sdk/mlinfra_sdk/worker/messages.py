@@ -1,0 +1,211 @@
+"""What a client and an agent say to each other, one msgpack message at a time.
+
+Requests and replies go on the CONTROL channel, what a kernel publishes on JOURNAL, chunks of the
+content-addressed store on BULK. Jupyter's own messages keep their JSON parts as bytes: the agent
+only passes them on.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+
+
+class Request(msgspec.Struct, tag=True, omit_defaults=True):
+    """A request; the reply carries the same ``id``."""
+
+    id: int
+
+
+class OpenKernel(Request):
+    """Make sure that the kernel of this name runs; answered with a :class:`KernelInfo`."""
+
+    kernel: str
+    cwd: str = ""
+
+
+class RestartKernel(Request):
+    """Replace the kernel's process by a fresh one; answered with a :class:`KernelInfo`."""
+
+    kernel: str
+
+
+class CloseKernel(Request):
+    """End the kernel's process."""
+
+    kernel: str
+
+
+class Execute(Request):
+    """Run a cell. Answered when it has been handed to the kernel; everything else, its end
+    included, arrives as :class:`Record` of ``run``.
+
+    ``inputs`` is an encoded :class:`mlinfra_sdk.namespace.delta.Inputs`.
+    """
+
+    kernel: str
+    run: str
+    code: str
+    inputs: bytes = b""
+    count: int = 0
+    allow_stdin: bool = False
+
+
+class Evaluate(Request):
+    """Have the kernel answer a question about its variables: ``fetch`` (one token) or ``values``
+    (names). Answered with encoded :class:`mlinfra_sdk.namespace.delta.Outputs`."""
+
+    kernel: str
+    what: str
+    arguments: list[str] = []
+
+
+class Interrupt(Request):
+    """Send the kernel an interrupt, as Ctrl-C does."""
+
+    kernel: str
+
+
+class Answer(Request):
+    """What the user typed at an ``input_request``."""
+
+    kernel: str
+    text: str
+
+
+class Comm(Request):
+    """A comm message from a front end; ``parent`` is its message id there."""
+
+    kernel: str
+    parent: str
+    msg_type: str
+    content: bytes
+    metadata: bytes = b"{}"
+    buffers: list[bytes] = []
+
+
+class Missing(Request):
+    """Which of these chunks the agent does not have; answered with a list of digests. They are
+    then expected on BULK."""
+
+    digests: list[bytes]
+
+
+class Await(Request):
+    """Answered when all these chunks have arrived."""
+
+    digests: list[bytes]
+
+
+class Fetch(Request):
+    """Send these chunks on BULK; answered when all have been handed to the link."""
+
+    digests: list[bytes]
+
+
+class Stop(Request):
+    """End the agent and with it the machine."""
+
+    reason: str = "asked by the user"
+
+
+class Describe(Request):
+    """Answered with :class:`AgentInfo`."""
+
+
+AnyRequest = (
+    OpenKernel
+    | RestartKernel
+    | CloseKernel
+    | Execute
+    | Evaluate
+    | Interrupt
+    | Answer
+    | Comm
+    | Missing
+    | Await
+    | Fetch
+    | Stop
+    | Describe
+)
+
+
+class Reply(msgspec.Struct, omit_defaults=True):
+    """The answer to the request ``id``: an encoded ``result``, or ``error`` with a ``hint``."""
+
+    id: int
+    result: bytes = b""
+    error: str = ""
+    hint: str = ""
+    kind: str = ""
+    """Name of the class in ``mlinfra_sdk.errors`` that the error has."""
+
+
+class KernelInfo(msgspec.Struct, omit_defaults=True):
+    """A running kernel. ``generation`` counts its processes: another one has other variables."""
+
+    generation: int
+    pid: int
+    python: str
+
+
+class AgentInfo(msgspec.Struct, omit_defaults=True):
+    """What an agent says of itself. ``store`` is the id of its chunk store."""
+
+    version: str
+    python: str
+    store: str
+    started: float
+    busy: bool
+    idle_seconds: float
+    kernels: list[str] = []
+
+
+class Record(msgspec.Struct, array_like=True):
+    """One message of a kernel, numbered within its run.
+
+    ``msg_type`` is Jupyter's, or one of :data:`RESULT`, :data:`DIED`, :data:`INPUT`.
+    ``parent`` is the run that the message belongs to, or a front end's comm message.
+    """
+
+    kernel: str
+    parent: str
+    number: int
+    msg_type: str
+    content: bytes = b"{}"
+    metadata: bytes = b"{}"
+    buffers: list[bytes] = []
+
+
+RESULT = "mlinfra_result"
+"""The end of a run: content is the execute reply, the one buffer its encoded Outputs."""
+
+DIED = "mlinfra_died"
+"""The kernel's process ended: content is ``{"reason": text}``."""
+
+INPUT = "input_request"
+
+# What the agent tells its kernels, in their environment.
+STORE_VARIABLE = "MLINFRA_STORE"
+SHARED_VARIABLE = "MLINFRA_SHARED"
+WORKER_VARIABLE = "MLINFRA_WORKER"
+"""Set in kernels on a machine: there, ``@remote`` functions run in place."""
+
+_encoder = msgspec.msgpack.Encoder()
+encode = _encoder.encode
+decode_request = msgspec.msgpack.Decoder(AnyRequest).decode
+decode_reply = msgspec.msgpack.Decoder(Reply).decode
+decode_record = msgspec.msgpack.Decoder(Record).decode
+
+T = TypeVar("T")
+
+
+def decode_as(kind: type[T], data: bytes) -> T:
+    """An encoded result."""
+    return msgspec.msgpack.decode(data, type=kind)
+
+
+def encode_result(value: Any) -> bytes:
+    """The result of a request, for :class:`Reply`."""
+    return b"" if value is None else encode(value)
