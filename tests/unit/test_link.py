@@ -635,7 +635,7 @@ async def test_any_anyio_stream_is_a_wire(tmp_path: Path) -> None:
 
 
 async def test_unix_sockets_are_private_replace_stale_ones_and_may_have_long_paths(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / ("long" * 40) / "agent"
     path.parent.mkdir()
@@ -650,6 +650,6 @@ async def test_unix_sockets_are_private_replace_stale_ones_and_may_have_long_pat
         with pytest.raises(LinkError, match="No agent answers"):
             await connect_unix(path)
         stale = socket.socket(socket.AF_UNIX)
-        os.chdir(path.parent)
+        monkeypatch.chdir(path.parent)
         stale.bind("agent")
         stale.close()
