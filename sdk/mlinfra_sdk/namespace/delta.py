@@ -64,6 +64,8 @@ class Inputs(msgspec.Struct, frozen=True, omit_defaults=True):
     """All variables that the cell may read; the worker looks for mutations in these."""
     binds: list[str] = []
     """Variables that the text of the cell binds."""
+    present: list[str] = []
+    """Variables that exist, but whose values the cell does not need because it deletes them."""
     deleted: list[str] = []
     imports: list[str] = []
     """Submodules that the code reaches through their packages."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
+import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sized
 from typing import TYPE_CHECKING, Any
 
@@ -43,14 +44,21 @@ class _Variable(msgspec.Struct, frozen=True):
 class _Cell(msgspec.Struct, eq=False):
     """The namespace as it was when the cell began.
 
-    Of variables that the cell binds without reading them only the ids are kept, so that their old
-    values can be freed.
+    The old values of variables that the cell binds without reading them can be freed; those of
+    them that the client knew are ``forgotten``.
     """
 
     names: list[str]
     values: dict[str, Any]
-    ids: dict[str, int]
+    overwritten: dict[str, Callable[[], Any]]
+    forgotten: set[str]
     eager_limit: int
+
+
+class _Present(Stub):
+    """Stands for a variable that a cell can only delete or bind."""
+
+    __slots__ = ()
 
 
 class WorkerNamespace:
@@ -78,7 +86,7 @@ class WorkerNamespace:
         self._variables: dict[str, _Variable] = {}
         self._ambient: dict[str, bytes] = {}
         self._not_loaded: set[str] = set()
-        self._cell = _Cell([], {}, {}, 0)
+        self._cell = _Cell([], {}, {}, set(), 0)
 
     # Before a cell
 
@@ -126,19 +134,24 @@ class WorkerNamespace:
                 self._variables[name] = _Variable(group.id, digest)
 
     def _start(self, inputs: Inputs) -> None:
-        self._forget_unused_groups()
         for name, value in list(self.ns.items()):
             if type(value) is LazyModule and value.__name__ in sys.modules:
                 self.ns[name] = sys.modules[value.__name__]
+        for name in inputs.present:
+            self.ns[name] = _Present("", f"the value of {name!r}", "Read it before it is deleted.")
         overwritten = set(inputs.binds) - set(inputs.names)
-        for name in overwritten:
-            self._variables.pop(name, None)
         self._cell = _Cell(
             [name for name in inputs.names if name in self.ns],
             {name: value for name, value in self.ns.items() if name not in overwritten},
-            {name: id(self.ns[name]) for name in overwritten if name in self.ns},
+            {name: _reference(self.ns[name]) for name in overwritten if name in self.ns},
+            {
+                name
+                for name in overwritten.union(inputs.present)
+                if self._variables.pop(name, None) is not None
+            },
             inputs.eager_limit,
         )
+        self._forget_unused_groups()
 
     def _forget_unused_groups(self) -> None:
         live = {variable.group for variable in self._variables.values()}
@@ -153,7 +166,10 @@ class WorkerNamespace:
         of the last expression as ``_``); they share objects with the variables as they did."""
         cell = self._cell
         hidden = frozenset(self._hidden())
-        before = cell.values.keys() | cell.ids.keys()
+        absent = {name for name, value in self.ns.items() if type(value) is _Present}
+        for name in absent:
+            del self.ns[name]
+        before = (cell.values.keys() | cell.overwritten.keys()) - absent
         deleted = {name for name in before if name not in self.ns and name not in hidden}
         bound = self._bound(cell, hidden)
         exchange = _Exchange(self._realm, Scanner(self._realm, self._store), cell.eager_limit)
@@ -161,17 +177,19 @@ class WorkerNamespace:
             exchange.add(name, value)
         for name, value in (extra or {}).items():
             exchange.add(EXTRA + name, value)
+        known = self._known_groups(cell.names)
         stale = self._add_mutated(cell, bound.keys() | deleted, exchange) | self._not_loaded
+        stale |= cell.forgotten - bound.keys() - deleted
         for name in bound.keys() | deleted:
             self._variables.pop(name, None)
-        groups, warnings = self._send(exchange, cell.names)
+        groups, warnings = self._send(exchange, cell.names, known)
         for name in (*stale, *exchange.remote):
             self._variables.pop(name, None)
         state = ambient.read_all(self._shared_fs)
         changed = {name: data for name, data in state.items() if self._ambient.get(name) != data}
         self._ambient = state
         self._not_loaded = set()
-        self._cell = _Cell([], dict(self.ns), {}, 0)
+        self._cell = _Cell([], dict(self.ns), {}, set(), 0)
         return Outputs(
             groups,
             exchange.remote,
@@ -185,15 +203,17 @@ class WorkerNamespace:
     def _bound(self, cell: _Cell, hidden: Collection[str]) -> dict[str, Any]:
         """Variables that are bound to other objects than before the cell."""
         missing = object()
-        # A variable that was overwritten counts as bound even if its id is the same: the id of a
-        # value that was freed may have been given to its successor.
-        return {
-            name: value
-            for name, value in list(self.ns.items())
-            if value is not cell.values.get(name, missing)
-            and name.isidentifier()
-            and name not in hidden
-        }
+        bound = {}
+        for name, value in list(self.ns.items()):
+            if name in hidden or not name.isidentifier():
+                continue
+            if name in cell.overwritten:
+                old = cell.overwritten[name]()
+            else:
+                old = cell.values.get(name, missing)
+            if value is not old:
+                bound[name] = value
+        return bound
 
     def _add_mutated(self, cell: _Cell, gone: Collection[str], exchange: _Exchange) -> set[str]:
         """Adds what the cell changed inside of the variables that it may have read.
@@ -201,6 +221,7 @@ class WorkerNamespace:
         Returns the variables that share objects with these but were not named by the cell.
         """
         sharers: set[str] = set()
+        unchanged: list[Root] = []
         for name in cell.names:
             variable = self._variables.get(name)
             if variable is None:
@@ -208,12 +229,15 @@ class WorkerNamespace:
             wire_name = FORMER + name if name in gone else name
             root = exchange.scan(wire_name, cell.values[name])
             if root is not None and exchange.scanner.digest(root.dump) == variable.digest:
+                if name not in gone:
+                    unchanged.append(root)
                 continue
             sharers |= self._sharers(variable.group if root is None else root.dump)
             if root is not None:
                 exchange.roots[wire_name] = root
             elif name in gone:
                 exchange.remote.pop(wire_name)
+        exchange.add_memory_sharers(unchanged)
         return sharers - set(cell.names)
 
     def _sharers(self, graph: Dump | int) -> set[str]:
@@ -228,11 +252,12 @@ class WorkerNamespace:
             }
         return {name for name, variable in self._variables.items() if variable.group in groups}
 
-    def _send(self, exchange: _Exchange, current: Iterable[str]) -> tuple[list[Group], list[str]]:
+    def _send(
+        self, exchange: _Exchange, current: Iterable[str], known: Mapping[int, _Held]
+    ) -> tuple[list[Group], list[str]]:
         """Groups of what is small enough, with warnings; the rest is noted as remote."""
         groups: list[Group] = []
         warnings: list[str] = []
-        known = self._known_groups(current)
         context = exchange.context(self.ns, current)
         for component in components([*exchange.roots.values(), *context]):
             roots = [root for root in component if root not in context]
@@ -290,7 +315,7 @@ class WorkerNamespace:
         exchange = _Exchange(self._realm, Scanner(self._realm, self._store), None)
         for name in names:
             exchange.add(name, self.ns[name], keep_held=False)
-        groups, warnings = self._send(exchange, ())
+        groups, warnings = self._send(exchange, (), {})
         return Outputs(groups, exchange.remote, warnings=warnings)
 
 
@@ -312,6 +337,17 @@ class _Exchange:
         root = self.scan(name, value)
         if root is not None:
             self.roots[name] = root
+
+    def add_memory_sharers(self, unchanged: list[Root]) -> None:
+        """Adds unchanged variables whose memory is shared by arrays or tensors that are sent, so
+        that these can become views of it."""
+        waiting = [root for root in unchanged if root.dump.memories]
+        memories = set().union(*(root.dump.memories for root in self.roots.values()))
+        while found := [root for root in waiting if not memories.isdisjoint(root.dump.memories)]:
+            for root in found:
+                waiting.remove(root)
+                self.roots[root.name] = root
+                memories |= root.dump.memories
 
     def scan(self, name: str, value: Any) -> Root | None:
         """The pickled variable. If the value cannot travel it is noted as remote."""
@@ -358,14 +394,20 @@ class _Exchange:
         return None
 
 
+def _reference(value: Any) -> Callable[[], Any]:
+    """Gives the value, without keeping it alive where that is possible."""
+    try:
+        return weakref.ref(value)
+    except TypeError:
+        return lambda: value
+
+
 def _pairings(dump: Dump, groups: Mapping[int, _Held]) -> list[Pairing]:
-    """Which objects of the graph the client knows."""
+    """Which objects of the graph the client knows (an object may be in several groups)."""
     pairings = []
-    done: set[int] = set()
     for group_id, held in groups.items():
-        common = (held.index_of.keys() & dump.memo.keys()) - done
+        common = held.index_of.keys() & dump.memo.keys()
         if common:
-            done |= common
             pairs = ((dump.memo[key][0], held.index_of[key]) for key in common)
             pairings.append(Pairing(group_id, to_runs(pairs)))
     return pairings

@@ -21,6 +21,8 @@ from mlinfra_sdk.namespace.delta import EXTRA, FORMER, Group, Inputs, Outputs, R
 from mlinfra_sdk.namespace.graft import graft
 from mlinfra_sdk.namespace.graphs import Root, Scanner, components, from_runs, to_runs
 from mlinfra_sdk.namespace.remote_value import RemoteValue
+from mlinfra_sdk.namespace.views import pair_views
+from mlinfra_sdk.objects.code import apply_class_state
 from mlinfra_sdk.objects.codec import decode
 from mlinfra_sdk.objects.realm import Foreign, Realm, Stub
 
@@ -128,11 +130,14 @@ class LocalNamespace:
                 for name in sorted(cell.reads)
                 if name in self.ns and (name not in hidden or _HISTORY.fullmatch(name))
             ]
-        return self._prepare(wanted, {}, hidden, sorted(cell.binds), code)
+        inputs = self._prepare(wanted, {}, hidden, code)
+        known = {*inputs.names, *hidden}
+        present = sorted(name for name in cell.deletes if name in self.ns and name not in known)
+        return msgspec.structs.replace(inputs, binds=sorted(cell.binds), present=present)
 
     def prepare_values(self, values: Mapping[str, Any]) -> Inputs:
         """Like :meth:`prepare`, for values to be bound over there under the given names."""
-        return self._prepare(list(values), values, self._hidden_names(), [], "")
+        return self._prepare(list(values), values, self._hidden_names(), "")
 
     def _hidden_names(self) -> frozenset[str]:
         return frozenset(self._hidden())
@@ -142,7 +147,6 @@ class LocalNamespace:
         wanted: list[str],
         values: Mapping[str, Any],
         hidden: frozenset[str],
-        binds: list[str],
         code: str,
     ) -> Inputs:
         if self._exchange is not None:  # no one knows what the worker holds now
@@ -174,13 +178,12 @@ class LocalNamespace:
         return Inputs(
             groups,
             list(roots),
-            binds,
-            deleted,
-            _submodules(roots.values(), code),
-            list(self._exports),
-            list(self._released),
-            {name: data for name, data in state.items() if self._ambient.get(name) != data},
-            self.eager_limit,
+            deleted=deleted,
+            imports=_submodules(roots.values(), code),
+            exports=list(self._exports),
+            released=list(self._released),
+            ambient={name: data for name, data in state.items() if self._ambient.get(name) != data},
+            eager_limit=self.eager_limit,
         )
 
     def _closure(
@@ -312,7 +315,13 @@ class LocalNamespace:
                     final[index] = id(old[old_index])
         graph = dict(zip(group.names, values, strict=True))
         if pairs:
-            graft(graph, pairs)
+            pair_views(objects.values(), pairs)
+            # Classes are updated while they are rebuilt. Their attributes take part in the graft.
+            states = self._realm.class_states
+            whole = {"classes": [attributes for _, attributes in states], "values": graph}
+            graft(whole, pairs)
+            for cls, attributes in states:
+                apply_class_state(cls, attributes)
         return graph, final
 
     @staticmethod
@@ -426,6 +435,10 @@ class LocalNamespace:
             ids = {index: id(obj) for index, obj in objects.items()}
             self._record([(group, dict.fromkeys(known, value), ids)], {})
         return value
+
+    def known(self) -> list[str]:
+        """Variables that the worker is known to hold."""
+        return [name for name in self._records if name in self.ns]
 
     def forget(self, reason: str = "its kernel is gone") -> None:
         """The worker's namespace is gone: everything is sent again, RemoteValues are lost."""

@@ -169,6 +169,13 @@ def reduce_class(encoder: Encoder, cls: type) -> Any:
             encoder.note_source(function.__code__.co_filename)
             break
     is_enum = maker is cloudpickle._make_skeleton_enum
+    attributes.pop("__slotnames__", None)  # pickle's own cache
+    if not is_enum and "__slots__" in attributes:
+        # Slots must be there when the class is made; their descriptors follow from them.
+        arguments[3]["__slots__"] = attributes.pop("__slots__")
+        for name, value in list(attributes.items()):
+            if isinstance(value, types.MemberDescriptorType):
+                del attributes[name]
     return make_class, (is_enum, arguments), attributes, None, None, set_class
 
 
@@ -184,10 +191,17 @@ def make_class(is_enum: bool, arguments: tuple[Any, ...]) -> Any:
 
 def set_class(cls: type, attributes: dict[str, Any]) -> None:
     """Gives a class these attributes and no others of its own."""
+    current_realm().class_states.append((cls, attributes))
+    apply_class_state(cls, attributes)
+
+
+def apply_class_state(cls: type, attributes: dict[str, Any]) -> None:
+    """Sets the attributes and removes others that only pickled classes can have."""
     if not issubclass(cls, Enum):
         own = cloudpickle._class_getstate(cls)[0]
-        for name in own.keys() - attributes.keys() - {"_abc_impl", "__annotations__"}:
-            if not (name.startswith("__") and name.endswith("__")):
+        for name in own.keys() - attributes.keys() - {"_abc_impl"}:
+            special = name.startswith("__") and name.endswith("__")
+            if not special and not isinstance(own[name], types.MemberDescriptorType):
                 delattr(cls, name)
     cloudpickle._class_setstate(cls, (attributes, {}))
 

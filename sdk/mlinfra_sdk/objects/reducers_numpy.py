@@ -16,9 +16,9 @@ def reduce_array(encoder: Encoder, array: Array) -> Any:
     """An array by its bytes, or as a view of a stretch that other arrays of the graph share."""
     if array.dtype.hasobject or not array.size:
         return array.__reduce_ex__(5)
-    owner = _owner(array)
+    owner = owner_of(array)
     base = owner.__array_interface__["data"][0]
-    low, high = _byte_bounds(array)
+    low, high = byte_bounds(array)
     key = id(owner)
     extent = encoder.memories.claim(key, low - base, high - low, base, owner, as_bytes)
     layout = array.shape, array.dtype, array.flags.writeable
@@ -57,7 +57,7 @@ def make_view(
     return array
 
 
-def _owner(array: Array) -> Array:
+def owner_of(array: Array) -> Array:
     """The array whose memory this one is a view of."""
     owner: Any = array
     current: Any = array
@@ -67,7 +67,7 @@ def _owner(array: Array) -> Array:
     return owner  # type: ignore[no-any-return]
 
 
-def _byte_bounds(array: Array) -> tuple[int, int]:
+def byte_bounds(array: Array) -> tuple[int, int]:
     """The addresses between which the items lie."""
     low = high = int(array.__array_interface__["data"][0])
     for length, stride in zip(array.shape, array.strides, strict=True):
