@@ -21,9 +21,14 @@ class MlinfraError(Exception):
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".rstrip()
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows instead of a traceback: our own frames help no user."""
+        lines = [f"\x1b[31m{type(self).__name__}\x1b[39m: {self.message}"]
+        return [*lines, self.hint] if self.hint else lines
+
 
 class RequestError(MlinfraError, ValueError):
-    """A request that is malformed or cannot be met: names the key, the value and what is accepted."""
+    """A request that is malformed or cannot be met: names key, value and what is accepted."""
 
 
 class ProviderError(MlinfraError):
@@ -89,6 +94,9 @@ class RemoteError(MlinfraError):
         self.ename = ename
         self.evalue = evalue
         self.traceback = traceback
+
+    def _render_traceback_(self) -> list[str]:
+        return self.traceback or super()._render_traceback_()
 
 
 class LedgerError(MlinfraError):

@@ -97,6 +97,7 @@ class Session:
         self._shared_store = False
         self._local = self._new_namespace(shared_fs=False)
         self._count = 0
+        self._comms_passed = False
 
     # -- what a user does --------------------------------------------------------------------
 
@@ -132,8 +133,6 @@ class Session:
         if result.error is not None:
             raise result.error
         value: T = result.value
-        if isinstance(value, RemoteValue) and not isinstance(value, type):
-            return value  # type: ignore[return-value]
         return value
 
     def push(self, **values: Any) -> None:
@@ -219,6 +218,24 @@ class Session:
             return client.ask(m.Describe(client.next_id()), m.AgentInfo)
         return None
 
+    def configure(self, request: Request) -> None:
+        """Take over settings that can change while the machine runs; the others are its own."""
+        changed = (request.idle, request.time) != (self.request.idle, self.request.time)
+        self.request = request
+        client = self._client
+        if changed and client is not None and client.closed is None:
+            client.send(m.Limit(client.next_id(), request.idle, request.time))
+
+    def refresh(self) -> None:
+        """Bring here what widget callbacks over there have changed since the last run."""
+        if not self._comms_passed or self._client is None or self._client.closed is not None:
+            return
+        self._comms_passed = False
+        names = CellNames(frozenset(self._local.known()), frozenset(), frozenset(), False)
+        self._execute(
+            "", lambda: self._local.prepare(names), frontend=Console(), count=0, kind="pull"
+        )
+
     def execute(
         self,
         code: str,
@@ -244,6 +261,7 @@ class Session:
         """Pass a front end's comm message to the kernel; called from any thread."""
         client = self._client
         if client is not None and client.closed is None:
+            self._comms_passed = True
             client.send(
                 m.Comm(client.next_id(), self._kernel, parent, msg_type, content, metadata, buffers)
             )

@@ -186,6 +186,8 @@ class Agent:
                 for digest in request.digests:
                     chunk = await anyio.to_thread.run_sync(self.store.read_chunk, digest)
                     await session.send(Channel.BULK, chunk)
+            case m.Limit():
+                self.watchdog.limit(idle=request.idle, time=request.time)
             case m.Stop():
                 self.watchdog.end(request.reason)
             case m.Describe():

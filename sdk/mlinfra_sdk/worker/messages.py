@@ -104,6 +104,13 @@ class Fetch(Request):
     digests: list[bytes]
 
 
+class Limit(Request):
+    """From now on end the machine by these limits, in seconds."""
+
+    idle: float
+    time: float | None = None
+
+
 class Stop(Request):
     """End the agent and with it the machine."""
 
@@ -126,6 +133,7 @@ AnyRequest = (
     | Missing
     | Await
     | Fetch
+    | Limit
     | Stop
     | Describe
 )

@@ -48,6 +48,10 @@ class Watchdog:
         """A client asked for something, or work ended."""
         self._contact = self._work = time.monotonic()
 
+    def limit(self, *, idle: float, time: float | None) -> None:
+        """Put other limits in place of the present ones."""
+        self._limits = msgspec.structs.replace(self._limits, idle=idle, time=time)
+
     def end(self, reason: str) -> None:
         """End now."""
         self._reason = self._reason or reason

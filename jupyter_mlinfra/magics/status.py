@@ -1,0 +1,73 @@
+"""What ``%remote status``, ``machines`` and ``stop NAME`` print."""
+
+from __future__ import annotations
+
+import time
+
+from mlinfra_sdk import units
+from mlinfra_sdk.errors import RequestError
+from mlinfra_sdk.ledger import Ledger, Machine
+from mlinfra_sdk.machines import lifecycle
+from mlinfra_sdk.machines.portal import portal
+from mlinfra_sdk.session import Session
+from mlinfra_sdk.spec import Resolved, did_you_mean
+
+
+def show_status(resolved: Resolved, session: Session | None) -> None:
+    """This notebook's machine, then every setting with its origin."""
+    machine = session.machine if session is not None else None
+    if session is None or machine is None:
+        print("No machine yet; the next %%remote cell starts one.")
+    else:
+        agent = session.agent()
+        price = machine.offer.price
+        rate = f"{units.format_usd(price.micro_per_hour)}/h ({price.source}, {price.date})"
+        print(f"Machine {machine.name} on {machine.provider.name}, {rate}")
+        if agent is None:
+            print("  not connected: it is looked for at the next cell")
+        else:
+            state = (
+                "busy" if agent.busy else f"idle for {units.format_duration(agent.idle_seconds)}"
+            )
+            up = units.format_duration(time.time() - agent.started)
+            cost = session.ledger.cost(machine.id)
+            print(
+                f"  up {up}, {state}, Python {agent.python}, {units.format_usd(cost.total)} so far"
+            )
+        print(f"  it ends by itself ({machine.provider.capabilities.hard_stop}-enforced)")
+    print()
+    show_settings(resolved)
+
+
+def show_settings(resolved: Resolved) -> None:
+    """Every setting, its value and where that comes from."""
+    rows = resolved.rows()
+    name_width = max(len(name) for name, _, _ in rows)
+    value_width = max(len(value) for _, value, _ in rows)
+    for name, value, origin in rows:
+        print(f"{name:<{name_width}}  {value:<{value_width}}  {origin}")
+
+
+def show_machines(ledger: Ledger, alive: list[Machine]) -> None:
+    """Machines that run, with their cost so far."""
+    if not alive:
+        print("No machine runs.")
+    for machine in alive:
+        up = units.format_duration(time.time() - (machine.started_at or machine.intended_at))
+        cost = units.format_usd(ledger.cost(machine.id).total)
+        print(f"{machine.name}  on {machine.provider}  {machine.gpu or 'CPU'}  up {up}  {cost}")
+
+
+def stop_named(ledger: Ledger, name: str) -> None:
+    """Stop a machine that another notebook, or an earlier one, has started."""
+    alive = portal().call(lifecycle.settle(ledger))
+    found = [machine for machine in alive if machine.name == name]
+    if not found:
+        names = [machine.name for machine in alive]
+        raise RequestError(
+            f"No machine {name!r} runs.{did_you_mean(name, names)}",
+            hint=f"Running: {', '.join(names) or 'none'}.",
+        )
+    for machine in found:
+        portal().call(lifecycle.stop_known(machine, ledger, "stopped by the user"))
+        print(f"{name} is stopped.")

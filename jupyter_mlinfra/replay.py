@@ -1,0 +1,94 @@
+"""What a remote kernel publishes, republished by this kernel under the cell that caused it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import uuid
+from typing import Any
+
+from mlinfra_sdk.worker.messages import Record
+
+from .cards import RunState, message
+from .comms import RemoteComms
+
+
+class KernelFrontend:
+    """The front end of one cell: this kernel's own, by the cell's parent header."""
+
+    def __init__(self, kernel: Any, comms: RemoteComms, card: RunState | None) -> None:
+        self._kernel = kernel
+        self._comms = comms
+        self._parent = kernel.get_parent("shell")
+        self._card = card
+        self._card_id = ""
+        self.allow_stdin = bool(kernel._allow_stdin)
+
+    def publish(self, record: Record) -> None:
+        """Send a Jupyter message on; the card goes first."""
+        if not self._card_id:
+            self.show()
+        content = json.loads(record.content)
+        if record.msg_type.startswith("comm_"):
+            self._comms.published(record.msg_type, content, record.buffers)
+        self.send(record.msg_type, content, json.loads(record.metadata), record.buffers)
+
+    def send(
+        self,
+        msg_type: str,
+        content: dict[str, Any],
+        metadata: dict[str, Any] | None = None,
+        buffers: list[bytes] | None = None,
+    ) -> None:
+        """One message to the front end, under this cell."""
+        topic = f"stream.{content['name']}" if msg_type == "stream" else msg_type
+        self._kernel.session.send(
+            self._kernel.iopub_socket,
+            msg_type,
+            content,
+            metadata=metadata,
+            parent=self._parent,
+            ident=self._kernel._topic(topic),
+            buffers=buffers or None,
+        )
+
+    def ask(self, prompt: str, password: bool) -> str:
+        """As ``input`` and ``getpass`` of this kernel."""
+        answer: str = self._kernel.getpass(prompt) if password else self._kernel.raw_input(prompt)
+        return answer
+
+    def phase(self, phase: Any) -> None:
+        """Tell it on the card; a start takes long enough to be shown at once."""
+        if self._card is not None and self._card.phase != phase:
+            self._card.enter(phase)
+            if self._card_id or phase != "running":
+                self.show()
+
+    def moved(self, sent: list[str], received: list[str], up: int, down: int) -> None:
+        """Tell it on the card."""
+        if self._card is not None:
+            self._card.sent, self._card.received = sent, received
+            self._card.bytes_up, self._card.bytes_down = up, down
+
+    def tick(self) -> None:
+        """Redraw the card."""
+        self.show()
+
+    def note(self, text: str) -> None:
+        """A sentence on the card, or on stderr without one."""
+        if self._card is None:
+            self.send("stream", {"name": "stderr", "text": text + "\n"})
+        else:
+            self._card.note = text
+            self.show()
+
+    def show(self) -> None:
+        """Draw the card, above all outputs of the cell."""
+        if self._card is None:
+            return
+        msg_type = "update_display_data" if self._card_id else "display_data"
+        if not self._card_id:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            self._card_id = uuid.uuid4().hex
+        self.send(msg_type, message(self._card, self._card_id))
