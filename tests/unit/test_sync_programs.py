@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from sides import HIDDEN, ProcessWorker, Sides, run_cell, worker_process
 
 SETUP = """

@@ -62,10 +62,8 @@ class Inputs(msgspec.Struct, frozen=True, omit_defaults=True):
     groups: list[Group] = []
     names: list[str] = []
     """All variables that the cell may read; the worker looks for mutations in these."""
-    binds: list[str] = []
-    """Variables that the text of the cell binds."""
-    present: list[str] = []
-    """Variables that exist, but whose values the cell does not need because it deletes them."""
+    overwritten: dict[str, bool] = {}
+    """Variables that the cell may bind or delete but does not read: whether they exist."""
     deleted: list[str] = []
     imports: list[str] = []
     """Submodules that the code reaches through their packages."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sized
 from typing import TYPE_CHECKING, Any
 
@@ -44,19 +43,20 @@ class _Variable(msgspec.Struct, frozen=True):
 class _Cell(msgspec.Struct, eq=False):
     """The namespace as it was when the cell began.
 
-    The old values of variables that the cell binds without reading them can be freed; those of
-    them that the client knew are ``forgotten``.
+    ``forgotten`` are variables whose values the client thinks are here, but were dropped.
     """
 
     names: list[str]
     values: dict[str, Any]
-    overwritten: dict[str, Callable[[], Any]]
     forgotten: set[str]
     eager_limit: int
 
 
-class _Present(Stub):
-    """Stands for a variable that a cell can only delete or bind."""
+class _Overwritten(Stub):
+    """Stands for a variable that a cell binds or deletes but does not read.
+
+    So its old value need not be sent and can be freed, and whether it was bound can be told.
+    """
 
     __slots__ = ()
 
@@ -86,7 +86,7 @@ class WorkerNamespace:
         self._variables: dict[str, _Variable] = {}
         self._ambient: dict[str, bytes] = {}
         self._not_loaded: set[str] = set()
-        self._cell = _Cell([], {}, {}, set(), 0)
+        self._cell = _Cell([], {}, set(), 0)
 
     # Before a cell
 
@@ -111,7 +111,8 @@ class WorkerNamespace:
         for group in inputs.groups:
             self._load_group(group, scanner)
         warnings = ambient.write_all(inputs.ambient)
-        self._ambient = ambient.read_all(self._shared_fs)
+        if inputs.ambient or not self._ambient:
+            self._ambient = ambient.read_all(self._shared_fs)
         self._start(inputs)
         return warnings
 
@@ -137,20 +138,16 @@ class WorkerNamespace:
         for name, value in list(self.ns.items()):
             if type(value) is LazyModule and value.__name__ in sys.modules:
                 self.ns[name] = sys.modules[value.__name__]
-        for name in inputs.present:
-            self.ns[name] = _Present("", f"the value of {name!r}", "Read it before it is deleted.")
-        overwritten = set(inputs.binds) - set(inputs.names)
-        self._cell = _Cell(
-            [name for name in inputs.names if name in self.ns],
-            {name: value for name, value in self.ns.items() if name not in overwritten},
-            {name: _reference(self.ns[name]) for name in overwritten if name in self.ns},
-            {
-                name
-                for name in overwritten.union(inputs.present)
-                if self._variables.pop(name, None) is not None
-            },
-            inputs.eager_limit,
-        )
+        forgotten = set()
+        for name, exists in inputs.overwritten.items():
+            if self._variables.pop(name, None) is not None:
+                forgotten.add(name)
+            self.ns.pop(name, None)
+            if exists:
+                reason = "The cell does not read it before it binds or deletes it."
+                self.ns[name] = _Overwritten("", f"the value of {name!r}", reason)
+        names = [name for name in inputs.names if name in self.ns]
+        self._cell = _Cell(names, dict(self.ns), forgotten, inputs.eager_limit)
         self._forget_unused_groups()
 
     def _forget_unused_groups(self) -> None:
@@ -166,11 +163,11 @@ class WorkerNamespace:
         of the last expression as ``_``); they share objects with the variables as they did."""
         cell = self._cell
         hidden = frozenset(self._hidden())
-        absent = {name for name, value in self.ns.items() if type(value) is _Present}
-        for name in absent:
+        kept = {name for name, value in self.ns.items() if type(value) is _Overwritten}
+        for name in kept:
             del self.ns[name]
-        before = (cell.values.keys() | cell.overwritten.keys()) - absent
-        deleted = {name for name in before if name not in self.ns and name not in hidden}
+        gone = cell.values.keys() - self.ns.keys() - kept
+        deleted = {name for name in gone if name not in hidden}
         bound = self._bound(cell, hidden)
         exchange = _Exchange(self._realm, Scanner(self._realm, self._store), cell.eager_limit)
         for name, value in bound.items():
@@ -189,7 +186,7 @@ class WorkerNamespace:
         changed = {name: data for name, data in state.items() if self._ambient.get(name) != data}
         self._ambient = state
         self._not_loaded = set()
-        self._cell = _Cell([], dict(self.ns), {}, set(), 0)
+        self._cell = _Cell([], dict(self.ns), set(), 0)
         return Outputs(
             groups,
             exchange.remote,
@@ -203,17 +200,13 @@ class WorkerNamespace:
     def _bound(self, cell: _Cell, hidden: Collection[str]) -> dict[str, Any]:
         """Variables that are bound to other objects than before the cell."""
         missing = object()
-        bound = {}
-        for name, value in list(self.ns.items()):
-            if name in hidden or not name.isidentifier():
-                continue
-            if name in cell.overwritten:
-                old = cell.overwritten[name]()
-            else:
-                old = cell.values.get(name, missing)
-            if value is not old:
-                bound[name] = value
-        return bound
+        return {
+            name: value
+            for name, value in list(self.ns.items())
+            if value is not cell.values.get(name, missing)
+            and name.isidentifier()
+            and name not in hidden
+        }
 
     def _add_mutated(self, cell: _Cell, gone: Collection[str], exchange: _Exchange) -> set[str]:
         """Adds what the cell changed inside of the variables that it may have read.
@@ -392,14 +385,6 @@ class _Exchange:
             if not root.name.startswith(FORMER):
                 self.keep(root.name, root.value, nbytes, reason)
         return None
-
-
-def _reference(value: Any) -> Callable[[], Any]:
-    """Gives the value, without keeping it alive where that is possible."""
-    try:
-        return weakref.ref(value)
-    except TypeError:
-        return lambda: value
 
 
 def _pairings(dump: Dump, groups: Mapping[int, _Held]) -> list[Pairing]:

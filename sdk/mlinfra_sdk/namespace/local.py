@@ -11,7 +11,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
@@ -66,6 +66,10 @@ class _GroupRecord(msgspec.Struct, frozen=True):
     runs: dict[str, list[int]]
 
 
+_KnownGroups: TypeAlias = dict[int, dict[str, list[int]]]
+"""By group id: the runs (see _GroupRecord) of its variables that are still what they were."""
+
+
 class _Exchange(msgspec.Struct, eq=False):
     """A cell that is under way."""
 
@@ -75,6 +79,7 @@ class _Exchange(msgspec.Struct, eq=False):
     deleted: list[str]
     exports: int
     released: int
+    ambient: dict[str, bytes] = {}
 
 
 class LocalNamespace:
@@ -131,9 +136,10 @@ class LocalNamespace:
                 if name in self.ns and (name not in hidden or _HISTORY.fullmatch(name))
             ]
         inputs = self._prepare(wanted, {}, hidden, code)
-        known = {*inputs.names, *hidden}
-        present = sorted(name for name in cell.deletes if name in self.ns and name not in known)
-        return msgspec.structs.replace(inputs, binds=sorted(cell.binds), present=present)
+        overwritten = (cell.binds | cell.deletes).difference(inputs.names, hidden)
+        return msgspec.structs.replace(
+            inputs, overwritten={name: name in self.ns for name in sorted(overwritten)}
+        )
 
     def prepare_values(self, values: Mapping[str, Any]) -> Inputs:
         """Like :meth:`prepare`, for values to be bound over there under the given names."""
@@ -175,6 +181,7 @@ class LocalNamespace:
                 exchange.records[name] = _Record(digests[name], group.id)
         self._exchange = exchange
         state = ambient.read_all(self._shared_fs)
+        exchange.ambient.update(state)
         return Inputs(
             groups,
             list(roots),
@@ -250,11 +257,11 @@ class LocalNamespace:
         if exchange is not None:
             self._commit(exchange)
         roots = exchange.roots if exchange is not None else {}
-        known = {group_id: self._groups[group_id] for group_id in self._known_groups(roots)}
+        known = self._known_groups(roots)
         touched = [name for group in outputs.groups for name in group.names]
         for name in (*touched, *outputs.remote, *outputs.deleted, *outputs.stale):
             self._records.pop(name, None)
-        self._ambient = {}
+        ambient_then, self._ambient = self._ambient, {}
         report = Report(warnings=list(outputs.warnings))
         arrived: list[tuple[Group, dict[str, Any], dict[int, int]]] = []
         self._realm.arriving = {}
@@ -279,8 +286,11 @@ class LocalNamespace:
             self.ns.pop(name, None)
             report.deleted.append(name)
         self._record(arrived, outputs.remote)
-        report.warnings += ambient.write_all(outputs.ambient)
-        self._ambient = ambient.read_all(self._shared_fs)
+        if outputs.ambient or exchange is None:
+            report.warnings += ambient.write_all(outputs.ambient)
+            self._ambient = ambient.read_all(self._shared_fs)
+        else:
+            self._ambient = {**ambient_then, **exchange.ambient}
         return report
 
     def _commit(self, exchange: _Exchange) -> None:
@@ -292,12 +302,17 @@ class LocalNamespace:
         del self._exports[: exchange.exports]
         del self._released[: exchange.released]
 
-    def _known_groups(self, roots: Iterable[str]) -> set[int]:
-        records = (self._records.get(name) for name in roots)
-        return {record.group for record in records if record is not None}
+    def _known_groups(self, names: Iterable[str]) -> _KnownGroups:
+        known: _KnownGroups = {}
+        for name in names:
+            record = self._records.get(name)
+            if record is not None:
+                runs = self._groups[record.group].runs.get(name, [])
+                known.setdefault(record.group, {})[name] = runs
+        return known
 
     def _rebuild(
-        self, group: Group, roots: dict[str, Root], known: dict[int, _GroupRecord]
+        self, group: Group, roots: dict[str, Root], known: _KnownGroups
     ) -> tuple[dict[str, Any], dict[int, int]]:
         """The values of a group, old objects having taken over what belongs to them.
 
@@ -308,7 +323,7 @@ class LocalNamespace:
         old_objects: dict[str, dict[int, object]] = {}
         final = {index: id(obj) for index, obj in objects.items()}
         for pairing in group.pairings:
-            old = self._objects_of_group(known.get(pairing.group), roots, old_objects)
+            old = self._objects_of_group(known.get(pairing.group, {}), roots, old_objects)
             for index, old_index in from_runs(pairing.runs):
                 if index in objects and old_index in old:
                     pairs[id(objects[index])] = old[old_index]
@@ -326,15 +341,13 @@ class LocalNamespace:
 
     @staticmethod
     def _objects_of_group(
-        group: _GroupRecord | None, roots: dict[str, Root], cache: dict[str, dict[int, object]]
+        group: Mapping[str, list[int]],
+        roots: dict[str, Root],
+        cache: dict[str, dict[int, object]],
     ) -> dict[int, object]:
         """The local objects of a group that the worker holds, by index."""
         found: dict[int, object] = {}
-        if group is None:
-            return found
-        for name, runs in group.runs.items():
-            if name not in roots:
-                continue
+        for name, runs in group.items():
             if name not in cache:
                 cache[name] = roots[name].dump.objects()
             own = cache[name]

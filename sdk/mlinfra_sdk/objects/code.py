@@ -7,6 +7,7 @@ import importlib
 import linecache
 import sys
 import types
+import typing
 from collections.abc import Iterator
 from enum import Enum
 from functools import lru_cache
@@ -170,7 +171,7 @@ def reduce_class(encoder: Encoder, cls: type) -> Any:
             break
     is_enum = maker is cloudpickle._make_skeleton_enum
     attributes.pop("__slotnames__", None)  # pickle's own cache
-    if not is_enum and "__slots__" in attributes:
+    if not is_enum and "__slots__" in attributes and typing.NamedTuple not in arguments[2]:
         # Slots must be there when the class is made; their descriptors follow from them.
         arguments[3]["__slots__"] = attributes.pop("__slots__")
         for name, value in list(attributes.items()):

@@ -47,6 +47,8 @@ class Dump(msgspec.Struct, eq=False):
     """id of every object met: (its index, the object)."""
     owned: set[int]
     """ids of functions that are pickled by content."""
+    by_reference: set[int]
+    """ids of other objects that are pickled as names of globals."""
     memories: set[Hashable]
     """Memory blocks that arrays and tensors are views of."""
     names: set[str]
@@ -77,7 +79,7 @@ class Dump(msgspec.Struct, eq=False):
             if kind is types.FunctionType:
                 if key in self.owned:
                     keys.add(key)
-            elif is_mutable(kind):
+            elif is_mutable(kind) and key not in self.by_reference:
                 keys.add(key)
         return keys
 
@@ -161,6 +163,7 @@ class Encoder(cloudpickle.Pickler):  # type: ignore[misc]
         self.attributes: set[str] = set()
         self.definitions: set[str] = set()
         self.owned: set[int] = set()
+        self.by_reference: set[int] = set()
         self.dropped: dict[int, str] = {}
         self.files: set[str] = set()
         self.filled_cells: set[int] = set()
@@ -229,6 +232,7 @@ def encode(
         encoder.buffers,
         encoder.memo.copy(),
         encoder.owned,
+        encoder.by_reference,
         encoder.memories.keys,
         encoder.names,
         encoder.attributes,

@@ -159,6 +159,8 @@ class Stub(Foreign):
     def __repr__(self) -> str:
         return f"<not here: {self._mlinfra_text}>"
 
+    __hash__ = Foreign.__hash__
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith(("_repr_", "_ipython_", "__")):  # probing is not use
             raise AttributeError(name)
@@ -182,9 +184,9 @@ def _raise(stub: Stub, *args: object, **kwargs: object) -> NoReturn:
 
 _USES = (
     "setattr delattr call iter next len getitem setitem delitem contains enter exit await aiter "
-    "anext aenter aexit bool int float complex index str lt le gt ge add radd sub rsub mul rmul "
-    "truediv rtruediv floordiv rfloordiv mod rmod pow rpow matmul rmatmul and rand or ror xor rxor "
-    "lshift rlshift rshift rrshift neg pos abs invert array"
+    "anext aenter aexit bool int float complex index str lt le gt ge eq ne add radd sub rsub mul "
+    "rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow matmul rmatmul and rand or ror xor "
+    "rxor lshift rlshift rshift rrshift neg pos abs invert array"
 )
 for _name in _USES.split():
     setattr(Stub, f"__{_name}__", _raise)

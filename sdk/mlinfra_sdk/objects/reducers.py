@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from mlinfra_sdk.objects.modules import module_by_name
+from mlinfra_sdk.objects.modules import LazyModule, module_by_name
 from mlinfra_sdk.objects.realm import Foreign, current_realm
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def _tried(encoder: Encoder, obj: object, reduce: Callable[[], Any]) -> Any:
     except Exception:
         return encoder.stub(obj)
     if isinstance(reduced, str):
+        encoder.by_reference.add(id(obj))
         module = getattr(obj, "__module__", None)
         if module == encoder.realm.ns.get("__name__", "__main__"):
             # A global of the notebook: only its name can stand for it.
@@ -126,7 +127,7 @@ def reduce_stream(encoder: Encoder, stream: object) -> Any:
 def reduce_module(encoder: Encoder, module: types.ModuleType) -> Any:
     """By name if it can be imported, else by content."""
     name = module.__name__
-    if name in sys.modules:
+    if name in sys.modules or type(module) is LazyModule:
         return module_by_name, (name,)
     state = {key: value for key, value in vars(module).items() if key != "__builtins__"}
     return types.ModuleType, (name,), state
@@ -198,7 +199,8 @@ def reduce_exception(encoder: Encoder, error: BaseException) -> Any:
             return reduced
     else:
         reduced = error.__reduce__()
-    state: dict[str, Any] = {"__dict__": dict(vars(error))} if vars(error) else {}
+    attributes = reduced[2] if len(reduced) > 2 else None
+    state: dict[str, Any] = {"attributes": attributes} if isinstance(attributes, dict) else {}
     for name in ("__cause__", "__context__"):
         if getattr(error, name) is not None:
             state[name] = getattr(error, name)
@@ -219,6 +221,6 @@ def make_exception(kind: type[BaseException], arguments: tuple[Any, ...]) -> Bas
 
 def set_exception(error: BaseException, state: dict[str, Any]) -> None:
     """Fills an exception."""
-    vars(error).update(state.pop("__dict__", {}))
+    BaseException.__setstate__(error, state.pop("attributes", {}))
     for name, value in state.items():
         setattr(error, name, value)
