@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from ipykernel.comm.comm import BaseComm
 from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
 from traitlets.config import Config
@@ -122,6 +123,12 @@ class WorkerKernel(IPythonKernel):  # type: ignore[misc]
         self._publish_result(content | {"warnings": warnings}, outputs)
         return content
 
+    def _publish_status(self, status: str, channel: str, parent: Any = None) -> None:
+        """Left out: the agent knows the state of a run by its result."""
+
+    def _publish_execute_input(self, code: str, parent: Any, execution_count: int) -> None:
+        """Left out: the notebook has the code."""
+
     def _publish_result(self, content: dict[str, Any], outputs: Outputs) -> None:
         """On iopub, so that it comes after everything that the cell published."""
         for stream in (sys.stdout, sys.stderr):
@@ -155,9 +162,26 @@ def _failed(error: BaseException) -> dict[str, Any]:
     }
 
 
+def _reply_subshell_for(comm: Any, data: Any, default: str | None) -> str | None:
+    """Where a front end's comm message is handled: where its header says.
+
+    ipykernel prefers the shell that last published on the comm, which may be busy with a cell;
+    the agent chooses a subshell just then. Replies to a request still go to who asked.
+    """
+    request = data.get("content") if isinstance(data, dict) else None
+    number = request.get("id") if isinstance(request, dict) else None
+    with comm._reply_subshell_lock:
+        if isinstance(number, str) and number in comm._reply_subshell_ids:
+            subshell: str | None = comm._reply_subshell_ids.pop(number)
+            return subshell
+    return default
+
+
 def main() -> None:
     """Run the kernel; options are those of ipykernel."""
     os.environ[WORKER_VARIABLE] = "1"
+    if hasattr(BaseComm, "_reply_subshell_for"):  # since ipykernel 7.4
+        BaseComm._reply_subshell_for = _reply_subshell_for
     config = Config()
     config.HistoryManager.enabled = False
     IPKernelApp.launch_instance(kernel_class=WorkerKernel, config=config)
