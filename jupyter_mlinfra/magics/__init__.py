@@ -54,7 +54,7 @@ class RemoteMagics:
         status = "error"
         try:
             result = session.execute(
-                code, names, frontend=frontend, count=shell.execution_count, cell=cell
+                code, names, frontend=frontend, count=shell.displayhook.prompt_count, cell=cell
             )
             status = self._take(result, card)
         except KeyboardInterrupt:

@@ -26,7 +26,7 @@ import zmq.asyncio
 from jupyter_client.session import Session
 
 from mlinfra_sdk.errors import KernelDied
-from mlinfra_sdk.worker.messages import DIED, INPUT, RESULT, Record
+from mlinfra_sdk.worker.messages import DIED, INPUT, JOBS_VARIABLE, RESULT, Record
 
 START_LIMIT = 60.0
 """Seconds within which a kernel must answer."""
@@ -143,7 +143,7 @@ class KernelHost:
             "allow_stdin": stdin,
             "stop_on_error": False,
         }
-        await self._require().send("execute_request", run, content, metadata, buffers)
+        await self._require().send_job(run, content, metadata, buffers)
 
     async def comm(
         self, parent: str, msg_type: str, content: bytes, metadata: bytes, buffers: list[bytes]
@@ -258,7 +258,12 @@ class _Process:
             Path(cwd or ".").stat()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "mlinfra_sdk.worker.kernel", "-f", str(file)],
-            env={**os.environ, **env, "JPY_PARENT_PID": str(os.getpid())},
+            env={
+                **os.environ,
+                **env,
+                JOBS_VARIABLE: self._address("jobs"),
+                "JPY_PARENT_PID": str(os.getpid()),
+            },
             cwd=cwd if cwd and os.path.isdir(cwd) else None,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
@@ -270,9 +275,10 @@ class _Process:
         self._shell = self._socket(zmq.DEALER, "shell")
         self._stdin = self._socket(zmq.DEALER, "stdin")
         self._control = self._socket(zmq.DEALER, "control")
+        self._jobs = self._socket(zmq.PUSH, "jobs")
 
     def _address(self, channel: str) -> str:
-        numbers = {"shell": 1, "iopub": 2, "stdin": 3, "control": 4, "hb": 5}
+        numbers = {"shell": 1, "iopub": 2, "stdin": 3, "control": 4, "hb": 5, "jobs": 6}
         return f"ipc://{self._folder}/k-{numbers[channel]}"
 
     def _connection_file(self, key: str) -> Path:
@@ -367,6 +373,12 @@ class _Process:
         """A request on the shell channel; what it causes has ``msg_id`` as its parent."""
         await self._send(self._shell, msg_type, msg_id, content, metadata, buffers, subshell)
 
+    async def send_job(self, run: str, content: Any, metadata: Any, buffers: list[bytes]) -> None:
+        """An execute request, on the kernel's own socket for them."""
+        await self._send(
+            self._jobs, "execute_request", run, content, metadata, buffers, ident=_IDENTITY
+        )
+
     async def _send(
         self,
         socket: zmq.asyncio.Socket,
@@ -376,6 +388,7 @@ class _Process:
         metadata: Any = None,
         buffers: list[bytes] | None = None,
         subshell: str | None = None,
+        ident: bytes | None = None,
     ) -> None:
         header = {
             "msg_id": msg_id,
@@ -395,7 +408,7 @@ class _Process:
             "content": content,
             "metadata": metadata or {},
         }
-        parts = self._session.serialize(message)
+        parts = self._session.serialize(message, ident)
         await socket.send_multipart([*parts, *(buffers or [])])
 
     async def receive_iopub(self) -> list[bytes]:

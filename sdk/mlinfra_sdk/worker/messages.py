@@ -196,6 +196,7 @@ INPUT = "input_request"
 
 # What the agent tells its kernels, in their environment.
 STORE_VARIABLE = "MLINFRA_STORE"
+JOBS_VARIABLE = "MLINFRA_JOBS"
 SHARED_VARIABLE = "MLINFRA_SHARED"
 WORKER_VARIABLE = "MLINFRA_WORKER"
 """Set in kernels on a machine: there, ``@remote`` functions run in place."""
