@@ -1,0 +1,259 @@
+"""Runs one notebook locally and with its cells on a machine, and compares what a front end sees.
+
+The notebooks are in tests/notebooks/transparency: ``.ipy`` files with cells that begin with
+``# %%``; ``# %% raises`` marks a cell that raises. What is compared, per cell: every message that
+a front end shows, in order (adjacent chunks of one stream are one), the execution count, and at
+the end the state of all widgets that are on display. The run card is not part of it.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks" / "transparency"
+NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipy"))
+
+# Which cells run on the machine, by their index.
+WAYS = {
+    "local": lambda index: False,
+    "remote": lambda index: True,
+    "alternating": lambda index: index % 2 == 1,
+    "alternating from remote": lambda index: index % 2 == 0,
+}
+
+Event = dict[str, Any]
+
+
+@dataclass
+class Run:
+    """What the front end saw: the events of each cell, and widget models by their id."""
+
+    sources: list[str] = field(default_factory=list)
+    cells: list[list[Event]] = field(default_factory=list)
+    widgets: dict[str, Any] = field(default_factory=dict)
+
+
+def cells_of(name: str) -> list[str]:
+    text = (NOTEBOOKS / f"{name}.ipy").read_text("utf-8")
+    return [
+        part.partition("\n")[2].strip("\n") for part in re.split(r"^# %%", text, flags=re.M)[1:]
+    ]
+
+
+class _Client(NotebookClient):
+    """A client that also notes every message that a front end would show."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.events: list[list[Event]] = []
+
+    def process_message(self, msg: Any, cell: Any, cell_index: int) -> Any:
+        kind, content = msg["msg_type"], msg["content"]
+        while len(self.events) <= cell_index:
+            self.events.append([])
+        events = self.events[cell_index]
+        if kind == "execute_input":
+            events.append({"type": kind, "execution_count": content["execution_count"]})
+        elif kind == "stream":
+            _add_stream(events, content["name"], content["text"])
+        elif kind in _SHOWN and not content.get("metadata", {}).get("mlinfra", {}).get("card"):
+            events.append({"type": kind, **copy.deepcopy(content)})
+        return super().process_message(msg, cell, cell_index)
+
+
+_SHOWN = {"display_data", "update_display_data", "execute_result", "error", "clear_output"}
+
+
+def _add_stream(events: list[Event], name: str, text: str) -> None:
+    if events and events[-1]["type"] == "stream" and events[-1]["name"] == name:
+        events[-1]["text"] += text
+    elif text:
+        events.append({"type": "stream", "name": name, "text": text})
+
+
+def run(name: str, way: str, directory: Path) -> Run:
+    """Execute the notebook in an empty directory with a home of its own."""
+    sources = cells_of(name)
+    notebook = nbformat.v4.new_notebook()
+    first = "%load_ext jupyter_mlinfra" if way != "local" else "pass"
+    notebook.cells.append(nbformat.v4.new_code_cell(first))
+    for index, source in enumerate(sources):
+        remote = WAYS[way](index)
+        notebook.cells.append(
+            nbformat.v4.new_code_cell("%%remote\n" + source if remote else source)
+        )
+    stop = "%remote stop" if way != "local" else "pass"
+    notebook.cells.append(nbformat.v4.new_code_cell(stop))
+    work = directory / "work"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    environment = dict(os.environ, MLINFRA_HOME=str(directory / "home"), PYTHONHASHSEED="0")
+    # Tests of the source tree: both packages as they are here.
+    root = Path(__file__).parents[2]
+    environment["PYTHONPATH"] = os.pathsep.join((str(root), str(root / "sdk")))
+    client = _Client(
+        notebook,
+        timeout=100,
+        kernel_name="python3",
+        allow_errors=True,
+        store_widget_state=True,
+        resources={"metadata": {"path": str(work)}},
+    )
+    client.execute(env=environment)
+    widgets = notebook.metadata.get("widgets", {}).get(_WIDGET_STATE, {}).get("state", {})
+    events = client.events[1 : len(sources) + 1]
+    return Run(sources, [_normal(cell) for cell in events], widgets)
+
+
+_WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
+_WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+
+# Measured times and what counts anew in every process.
+_UNSTABLE = [
+    (re.compile(r"^(CPU times|Wall time): .*$", re.M), r"\1"),
+    (re.compile(r"^.* per loop \(.*$", re.M), "per loop"),
+    (re.compile(r"0x[0-9a-f]{6,}"), "0x"),
+    (re.compile(r"ipykernel_\d+/\d+\.py"), "ipykernel/cell.py"),
+]
+
+
+def _normal(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _normal(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_normal(item) for item in value]
+    if isinstance(value, str):
+        for pattern, replacement in _UNSTABLE:
+            value = pattern.sub(replacement, value)
+    return value
+
+
+class _Models:
+    """Names widget models by the order in which they are reached, and describes their state."""
+
+    def __init__(self, widgets: dict[str, Any]) -> None:
+        self._widgets = widgets
+        self._names: dict[str, str] = {}
+        self.states: list[Any] = []
+
+    def name(self, model: str) -> str:
+        if model not in self._names:
+            self._names[model] = f"model {len(self._names)}"
+            state = self._widgets.get(model)
+            self.states.append(None)
+            place = len(self.states) - 1
+            self.states[place] = self.named(state)
+        return self._names[model]
+
+    def named(self, value: Any) -> Any:
+        """The value with the ids of models replaced."""
+        if isinstance(value, dict):
+            return {
+                key: self.name(item) if key == "model_id" else self.named(item)
+                for key, item in value.items()
+            }
+        if isinstance(value, list):
+            return [self.named(item) for item in value]
+        if isinstance(value, str):
+            if value in self._widgets:
+                return self.name(value)
+            if value.startswith("IPY_MODEL_"):
+                return self.name(value.removeprefix("IPY_MODEL_"))
+            return re.sub(r"model_id=[0-9a-f]{32}", "model_id=", value)
+        return value
+
+
+class _DisplayIds:
+    """Names display ids that were drawn at random."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, str] = {}
+
+    def named(self, event: Event) -> Event:
+        display_id = event.get("transient", {}).get("display_id")
+        if display_id is None:
+            return event
+        if re.fullmatch(r"[0-9a-f]{32}", display_id):
+            display_id = self._names.setdefault(display_id, f"display {len(self._names)}")
+        return {**event, "transient": {"display_id": display_id}}
+
+
+def compare(expected: Run, found: Run) -> list[str | None]:
+    """For every cell what differs, or None; the widgets' states count as one more cell."""
+    models, other_models = _Models(expected.widgets), _Models(found.widgets)
+    ids, other_ids = _DisplayIds(), _DisplayIds()
+    verdicts: list[str | None] = []
+    for index, source in enumerate(expected.sources):
+        wanted = [models.named(ids.named(event)) for event in _cell(expected, index)]
+        seen = [other_models.named(other_ids.named(event)) for event in _cell(found, index)]
+        if wanted == seen:
+            verdicts.append(None)
+        else:
+            verdicts.append(f"cell {index}:\n{_indented(source)}\n{_difference(wanted, seen)}")
+    if expected.widgets or found.widgets:
+        same = models.states == other_models.states
+        verdicts.append(None if same else _difference(models.states, other_models.states))
+    return verdicts
+
+
+def _cell(result: Run, index: int) -> list[Event]:
+    return result.cells[index] if index < len(result.cells) else []
+
+
+def _difference(wanted: list[Any], seen: list[Any]) -> str:
+    for index in range(max(len(wanted), len(seen))):
+        a = wanted[index] if index < len(wanted) else "nothing"
+        b = seen[index] if index < len(seen) else "nothing"
+        if a != b:
+            return f"  output {index}\n    expected {_short(a, b)}\n    found    {_short(b, a)}"
+    return ""
+
+
+def _short(value: Any, other: Any) -> str:
+    """The text of the value around the place where it begins to differ."""
+    text, other_text = repr(value), repr(other)
+    pairs = enumerate(zip(text, other_text, strict=False))
+    place = next((index for index, (a, b) in pairs if a != b), 0)
+    start = max(0, place - 120)
+    return ("..." if start else "") + text[start : place + 240]
+
+
+def _indented(source: str) -> str:
+    lines = source.splitlines()
+    return "\n".join(f"    | {line}" for line in lines[:6] + ["..."] * (len(lines) > 6))
+
+
+def main(names: list[str]) -> None:
+    """``python transparency.py [NAME ...]``: print what differs and the share of equal cells."""
+    import tempfile
+
+    for way in list(WAYS)[1:]:
+        equal = total = 0
+        for name in names or NAMES:
+            with tempfile.TemporaryDirectory() as directory:
+                local = run(name, "local", Path(directory, "local"))
+                try:
+                    verdicts = compare(local, run(name, way, Path(directory, "other")))
+                except (CellExecutionError, RuntimeError) as error:
+                    verdicts = [str(error)] * len(local.cells)
+            wrong = [verdict for verdict in verdicts if verdict is not None]
+            equal += len(verdicts) - len(wrong)
+            total += len(verdicts)
+            print(f"{way}: {name}: {len(verdicts) - len(wrong)} of {len(verdicts)}")
+            print("\n".join(wrong))
+        print(f"=== {way}: {equal} of {total} cells equal, {equal / total:.1%}\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
