@@ -31,7 +31,7 @@ Key = tuple[object, ...]
 class RemoteMagics:
     """The magics of one notebook and the machines behind them."""
 
-    def __init__(self, shell: InteractiveShell) -> None:
+    def __init__(self, shell: Any) -> None:
         self.shell = shell
         self._use = Layer(grammar.USE_ORIGIN, {})
         self._sessions: dict[Key, Session] = {}
@@ -270,8 +270,9 @@ def load(shell: InteractiveShell) -> None:
 
     remote_cell.__doc__ = grammar.CELL_HELP
     remote_line.__doc__ = grammar.LINE_HELP
-    shell.register_magic_function(remote_cell, "cell", "remote")
-    shell.register_magic_function(remote_line, "line", "remote")
+    register: Any = shell.register_magic_function
+    register(remote_cell, "cell", "remote")
+    register(remote_line, "line", "remote")
     shell.events.register("pre_run_cell", magics.before_cell)
     completion.install(shell, machines=magics.machine_names, pullable=magics.pullable)
     _show_errors_once(shell)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from IPython.core.inputtransformer2 import TransformerManager
+
 from mlinfra_sdk.namespace.analysis import CellNames, cell_names
 
 NAMES = frozenset("abcdefghijklmnopqrstuvwxyz") | {

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from mlinfra_sdk.objects import regions
 from mlinfra_sdk.objects.store import CHUNK_SIZE, ChunkStore
 

@@ -18,7 +18,8 @@ from mlinfra_sdk import errors
 from mlinfra_sdk.errors import LinkClosed, MlinfraError
 from mlinfra_sdk.link.client import connect
 from mlinfra_sdk.link.frames import Channel
-from mlinfra_sdk.link.session import LinkSession, Status
+from mlinfra_sdk.link.session import LinkSession
+from mlinfra_sdk.link.state import Status
 from mlinfra_sdk.link.wire import Wire
 from mlinfra_sdk.machines.portal import Portal
 from mlinfra_sdk.objects.store import ChunkStore

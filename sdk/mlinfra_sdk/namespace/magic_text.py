@@ -102,6 +102,6 @@ def _transformer() -> Callable[[str], str]:
         from IPython.core import inputtransformer2
     except ImportError:  # a script: there are no magics
         return str
-    manager = inputtransformer2.TransformerManager()  # type: ignore[no-untyped-call]
+    manager = inputtransformer2.TransformerManager()
     transform: Callable[[str], str] = manager.transform_cell
     return transform

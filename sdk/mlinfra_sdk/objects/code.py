@@ -13,7 +13,7 @@ from enum import Enum
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from cloudpickle import cloudpickle  # type: ignore[import-untyped]
+from cloudpickle import cloudpickle
 
 from mlinfra_sdk.objects.blob import Source
 from mlinfra_sdk.objects.realm import current_realm

@@ -20,7 +20,8 @@ from mlinfra_sdk._version import __version__
 from mlinfra_sdk.errors import MlinfraError, ProtocolError
 from mlinfra_sdk.link.frames import Channel
 from mlinfra_sdk.link.server import LinkServer, serve
-from mlinfra_sdk.link.session import LinkSession, State
+from mlinfra_sdk.link.session import LinkSession
+from mlinfra_sdk.link.state import State
 from mlinfra_sdk.link.wire import serve_unix
 from mlinfra_sdk.objects.store import ChunkStore
 from mlinfra_sdk.worker import messages as m

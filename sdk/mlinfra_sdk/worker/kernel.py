@@ -37,6 +37,18 @@ _decode_inputs = msgspec.msgpack.Decoder(Inputs).decode
 _encode = msgspec.msgpack.Encoder().encode
 
 
+_REPORTED = (
+    "status",
+    "ename",
+    "evalue",
+    "traceback",
+    "payload",
+    "loading",
+    "collecting",
+    "warnings",
+)
+
+
 class Job(msgspec.Struct):
     """What an execute request carries beside its code, in its metadata."""
 
@@ -45,7 +57,7 @@ class Job(msgspec.Struct):
     arguments: list[str] = []
 
 
-class WorkerKernel(IPythonKernel):  # type: ignore[misc]
+class WorkerKernel(IPythonKernel):
     """An ipykernel whose variables follow those of a notebook elsewhere."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -54,12 +66,12 @@ class WorkerKernel(IPythonKernel):  # type: ignore[misc]
         self._inputs = Inputs()
         self._result: Any = None
         self._namespace = WorkerNamespace(
-            self.shell.user_ns,
+            self._shell.user_ns,
             ChunkStore(Path(os.environ[STORE_VARIABLE])),
             hidden=self._hidden,
             shared_fs=os.environ.get(SHARED_VARIABLE) == "1",
         )
-        self.shell.events.register("post_run_cell", self._after_cell)
+        self._shell.events.register("post_run_cell", self._after_cell)
 
     def start(self) -> None:
         """Also take the agent's requests from a socket of their own, in the main thread: the way
@@ -67,7 +79,7 @@ class WorkerKernel(IPythonKernel):  # type: ignore[misc]
         super().start()
         address = os.environ.get(JOBS_VARIABLE)
         if address:
-            socket = zmq.Context.instance().socket(zmq.PULL)
+            socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PULL)
             socket.linger = 0
             socket.bind(address)
             self._jobs = ZMQStream(socket, self.io_loop)
@@ -76,8 +88,12 @@ class WorkerKernel(IPythonKernel):  # type: ignore[misc]
     async def _take_job(self, msg: Any) -> None:
         await self.shell_main(None, msg)
 
+    @property
+    def _shell(self) -> Any:
+        return self.shell
+
     def _hidden(self) -> Iterable[str]:
-        return self.shell.user_ns_hidden
+        return list(self._shell.user_ns_hidden)
 
     def _after_cell(self, result: Any) -> None:
         self._result = result
@@ -114,7 +130,7 @@ class WorkerKernel(IPythonKernel):  # type: ignore[misc]
     async def _run_cell(
         self, job: Job, code: str, silent: bool, *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
-        shell = self.shell
+        shell = self._shell
         shell.execution_count = job.count
         self._result = None
         inputs, self._inputs = self._inputs, Inputs()
@@ -152,12 +168,11 @@ class WorkerKernel(IPythonKernel):  # type: ignore[misc]
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
-        known = ("status", "ename", "evalue", "traceback", "payload", "loading", "collecting")
-        known += ("warnings",)
-        self.session.send(
+        session: Any = self.session
+        session.send(
             self.iopub_socket,
             RESULT,
-            {key: content[key] for key in known if key in content},
+            {key: content[key] for key in _REPORTED if key in content},
             parent=self.get_parent("shell"),
             ident=self._topic(RESULT),
             buffers=[_encode(outputs)],
@@ -199,7 +214,7 @@ def main() -> None:
     """Run the kernel; options are those of ipykernel."""
     os.environ[WORKER_VARIABLE] = "1"
     if hasattr(BaseComm, "_reply_subshell_for"):  # since ipykernel 7.4
-        BaseComm._reply_subshell_for = _reply_subshell_for
+        setattr(BaseComm, "_reply_subshell_for", _reply_subshell_for)  # noqa: B010
     config = Config()
     config.HistoryManager.enabled = False
     IPKernelApp.launch_instance(kernel_class=WorkerKernel, config=config)
