@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,8 @@ def canonical(ns: dict[str, Any]) -> list[str]:
     keep: list[Any] = []
 
     def show(value: Any) -> str:
+        if isinstance(value, types.GenericAlias):
+            return repr(value)
         if isinstance(value, (int, float, str, bool, type(None), np.generic)):
             return f"{type(value).__name__} {value!r}"
         if isinstance(value, tuple):
@@ -130,7 +133,7 @@ def canonical(ns: dict[str, Any]) -> list[str]:
         if isinstance(value, list):
             return f"[{', '.join(map(show, value))}]"
         if isinstance(value, dict):
-            return "{%s}" % ", ".join(f"{show(k)}: {show(v)}" for k, v in value.items())
+            return f"dict({', '.join(f'{show(k)}: {show(v)}' for k, v in value.items())})"
         if isinstance(value, set):
             return f"set{sorted(map(show, value))}"
         if isinstance(value, np.ndarray):

@@ -390,10 +390,11 @@ class _Exchange:
 def _pairings(dump: Dump, groups: Mapping[int, _Held]) -> list[Pairing]:
     """Which objects of the graph the client knows (an object may be in several groups)."""
     pairings = []
+    index_of = {id(obj): index for index, obj in dump.objects().items()} if groups else {}
     for group_id, held in groups.items():
-        common = held.index_of.keys() & dump.memo.keys()
+        common = held.index_of.keys() & index_of.keys()
         if common:
-            pairs = ((dump.memo[key][0], held.index_of[key]) for key in common)
+            pairs = ((index_of[key], held.index_of[key]) for key in common)
             pairings.append(Pairing(group_id, to_runs(pairs)))
     return pairings
 

@@ -59,11 +59,13 @@ class _GroupRecord(msgspec.Struct, frozen=True):
     """A graph that the worker holds.
 
     ``runs`` say for each variable which index of the group's graph is which of the variable's own.
+    Groups of one ``family`` share objects over there.
     """
 
     names: tuple[str, ...]
     digest: bytes
     runs: dict[str, list[int]]
+    family: int
 
 
 _KnownGroups: TypeAlias = dict[int, dict[str, list[int]]]
@@ -80,6 +82,15 @@ class _Exchange(msgspec.Struct, eq=False):
     exports: int
     released: int
     ambient: dict[str, bytes] = {}
+
+
+class _Arrived(msgspec.Struct, eq=False):
+    """A rebuilt group: its values, the ids of its objects by index, families it shares with."""
+
+    group: int
+    values: dict[str, Any]
+    ids: dict[int, int]
+    families: set[int]
 
 
 class LocalNamespace:
@@ -162,12 +173,12 @@ class LocalNamespace:
         deleted = [name for name in self._records if name not in self.ns and name not in values]
         exchange = _Exchange(roots, {}, {}, deleted, len(self._exports), len(self._released))
         groups = []
-        used_groups: set[int] = set()
+        used_families: set[int] = set()
         resent: set[str] = set()
         for component in components(roots.values()):
             digests = {root.name: scanner.digest(root.dump) for root in component}
             needs = set().union(*(root.dump.definitions for root in component))
-            if self._in_sync(component, digests, scanner, used_groups) and not needs & resent:
+            if self._in_sync(component, digests, scanner, used_families) and not needs & resent:
                 continue
             graph = scanner.graph(component)
             group = Group(self._next_group, graph.names, scanner.pack(graph.dump))
@@ -176,7 +187,8 @@ class LocalNamespace:
             # A class is updated in place over there, a function is replaced.
             resent |= {root.name for root in component if not isinstance(root.value, type)}
             digest = scanner.digest(graph.dump)
-            exchange.groups[group.id] = _group_record(component, digest, _by_id(graph.dump.memo))
+            ids = {index: key for key, (index, _) in graph.dump.memo.items()}
+            exchange.groups[group.id] = _group_record(component, digest, ids, group.id)
             for name in graph.names:
                 exchange.records[name] = _Record(digests[name], group.id)
         self._exchange = exchange
@@ -227,21 +239,23 @@ class LocalNamespace:
         component: list[Root],
         digests: dict[str, bytes],
         scanner: Scanner,
-        used_groups: set[int],
+        used_families: set[int],
     ) -> bool:
         """Whether the worker holds just these variables with just this sharing."""
         records = [self._records.get(root.name) for root in component]
         group_ids = {record.group if record else 0 for record in records}
         group_id = group_ids.pop()
-        if group_ids or not group_id or group_id in used_groups:
+        if group_ids or not group_id:
             return False
-        used_groups.add(group_id)
+        known = self._groups[group_id]
+        if known.family in used_families:  # shares objects with another component, but not here
+            return False
+        used_families.add(known.family)
         for root, record in zip(component, records, strict=True):
             if record is None or record.digest != digests[root.name]:
                 return False
         if len(component) == 1:
             return True
-        known = self._groups[group_id]
         graph = scanner.graph(sorted(component, key=lambda root: known.names.index(root.name)))
         return tuple(graph.names) == known.names and scanner.digest(graph.dump) == known.digest
 
@@ -263,22 +277,22 @@ class LocalNamespace:
             self._records.pop(name, None)
         ambient_then, self._ambient = self._ambient, {}
         report = Report(warnings=list(outputs.warnings))
-        arrived: list[tuple[Group, dict[str, Any], dict[int, int]]] = []
+        arrived: list[_Arrived] = []
         self._realm.arriving = {}
         try:
             for group in outputs.groups:
                 try:
-                    values, ids = self._rebuild(group, roots, known)
+                    rebuilt = self._rebuild(group, roots, known)
                 except Exception as error:
                     self._keep_remote(group, error, report)
                 else:
-                    arrived.append((group, values, ids))
-                    self._realm.arriving.update(values)
+                    arrived.append(rebuilt)
+                    self._realm.arriving.update(rebuilt.values)
             report.error = self._rebuild_error(outputs)
         finally:
             self._realm.arriving = {}
-        for _, values, _ in arrived:
-            for name, value in values.items():
+        for rebuilt in arrived:
+            for name, value in rebuilt.values.items():
                 self._bind(name, value, report)
         for name, ref in outputs.remote.items():
             self._bind(name, self._remote_value(name, ref), report)
@@ -311,23 +325,23 @@ class LocalNamespace:
                 known.setdefault(record.group, {})[name] = runs
         return known
 
-    def _rebuild(
-        self, group: Group, roots: dict[str, Root], known: _KnownGroups
-    ) -> tuple[dict[str, Any], dict[int, int]]:
-        """The values of a group, old objects having taken over what belongs to them.
-
-        Also gives the ids of the resulting objects by their index in the group's graph.
-        """
+    def _rebuild(self, group: Group, roots: dict[str, Root], known: _KnownGroups) -> _Arrived:
+        """The values of a group, old objects having taken over what belongs to them."""
         values, objects = decode(group.data, self._store, self._realm)
         pairs: dict[int, object] = {}
-        old_objects: dict[str, dict[int, object]] = {}
+        families: set[int] = set()
+        cache: dict[str, dict[int, object]] = {}
         final = {index: id(obj) for index, obj in objects.items()}
         for pairing in group.pairings:
-            old = self._objects_of_group(known.get(pairing.group, {}), roots, old_objects)
+            variables = known.get(pairing.group, {})
+            old = self._objects_of_group(variables, roots, cache)
+            shareable = set().union(*(roots[name].dump.shareable() for name in variables))
             for index, old_index in from_runs(pairing.runs):
                 if index in objects and old_index in old:
                     pairs[id(objects[index])] = old[old_index]
                     final[index] = id(old[old_index])
+                    if final[index] in shareable:
+                        families.add(self._groups[pairing.group].family)
         graph = dict(zip(group.names, values, strict=True))
         if pairs:
             pair_views(objects.values(), pairs)
@@ -337,7 +351,7 @@ class LocalNamespace:
             graft(whole, pairs)
             for cls, attributes in states:
                 apply_class_state(cls, attributes)
-        return graph, final
+        return _Arrived(group.id, graph, final, families)
 
     @staticmethod
     def _objects_of_group(
@@ -389,24 +403,26 @@ class LocalNamespace:
 
     def _record(
         self,
-        arrived: list[tuple[Group, dict[str, Any], dict[int, int]]],
+        arrived: list[_Arrived],
         remote: Mapping[str, RemoteRef],
     ) -> None:
         """From now on the worker is known to hold what has just arrived from it."""
         scanner = Scanner(self._realm, self._store)
-        for group, values, ids in arrived:
-            names = [name for name in values if name.isidentifier()]
+        for rebuilt in arrived:
+            names = [name for name in rebuilt.values if name.isidentifier()]
             try:
-                roots = [scanner.root(name, values[name]) for name in names]
+                roots = [scanner.root(name, rebuilt.values[name]) for name in names]
                 graph = scanner.graph(roots) if roots else None
             except NotTransferable:
                 continue
             if graph is None:
                 continue
             digest = scanner.digest(graph.dump)
-            self._groups[group.id] = _group_record(roots, digest, ids)
+            group_id = rebuilt.group
+            self._join(rebuilt.families, group_id)
+            self._groups[group_id] = _group_record(roots, digest, rebuilt.ids, group_id)
             for root in roots:
-                self._records[root.name] = _Record(scanner.digest(root.dump), group.id)
+                self._records[root.name] = _Record(scanner.digest(root.dump), group_id)
         for name in remote:
             if name.isidentifier():
                 digest = scanner.digest(scanner.root(name, self.ns[name]).dump)
@@ -414,10 +430,16 @@ class LocalNamespace:
         live = {record.group for record in self._records.values()}
         self._groups = {key: group for key, group in self._groups.items() if key in live}
 
+    def _join(self, families: set[int], family: int) -> None:
+        """Makes one family of several."""
+        for key, group in self._groups.items():
+            if group.family in families:
+                self._groups[key] = msgspec.structs.replace(group, family=family)
+
     def _remote_group(self, name: str) -> int:
         """A group of one variable that stays over there."""
         group_id, self._next_group = self._next_group, self._next_group + 1
-        self._groups[group_id] = _GroupRecord((name,), b"", {})
+        self._groups[group_id] = _GroupRecord((name,), b"", {}, group_id)
         return group_id
 
     # Values that stay over there
@@ -446,7 +468,7 @@ class LocalNamespace:
         known = [name for name in names if name in self._records]
         if known and self._exchange is None:
             ids = {index: id(obj) for index, obj in objects.items()}
-            self._record([(group, dict.fromkeys(known, value), ids)], {})
+            self._record([_Arrived(group.id, dict.fromkeys(known, value), ids, set())], {})
         return value
 
     def known(self) -> list[str]:
@@ -469,18 +491,16 @@ class LocalNamespace:
         self._ambient = {}
 
 
-def _by_id(memo: Mapping[int, tuple[int, object]]) -> dict[int, int]:
-    return {index: key for key, (index, _) in memo.items()}
-
-
-def _group_record(roots: list[Root], digest: bytes, ids: dict[int, int]) -> _GroupRecord:
+def _group_record(
+    roots: list[Root], digest: bytes, ids: dict[int, int], family: int
+) -> _GroupRecord:
     """``ids`` are the ids of the local objects by their index in the group's graph."""
     runs = {}
     for root in roots:
         memo = root.dump.memo
         pairs = ((index, memo[key][0]) for index, key in ids.items() if key in memo)
         runs[root.name] = to_runs(pairs)
-    return _GroupRecord(tuple(root.name for root in roots), digest, runs)
+    return _GroupRecord(tuple(root.name for root in roots), digest, runs, family)
 
 
 def _submodules(roots: Iterable[Root], code: str) -> list[str]:

@@ -21,7 +21,7 @@ from typing import Any, cast
 
 import msgspec
 from blake3 import blake3
-from cloudpickle import cloudpickle  # type: ignore[import-untyped]
+from cloudpickle import cloudpickle
 
 from mlinfra_sdk.errors import NotTransferable
 from mlinfra_sdk.objects import code, reducers
@@ -61,6 +61,7 @@ class Dump(msgspec.Struct, eq=False):
     dropped: dict[int, str]
     """id of every object replaced by a stub: what it is."""
     keep_alive: list[object]
+    _shareable: set[Hashable] | None = None
 
     @property
     def size(self) -> int:
@@ -69,19 +70,24 @@ class Dump(msgspec.Struct, eq=False):
 
     def objects(self) -> dict[int, object]:
         """The objects that have an identity worth keeping, by index."""
-        return {index: obj for index, obj in self.memo.values() if has_identity(type(obj))}
+        named = self.by_reference | self._functions_by_reference()
+        return {
+            index: obj
+            for key, (index, obj) in self.memo.items()
+            if _HAS_IDENTITY[type(obj)] and key not in named
+        }
 
     def shareable(self) -> set[Hashable]:
         """Keys of everything whose sharing by two graphs can be observed."""
-        keys: set[Hashable] = set(self.memories)
-        for key, (_, obj) in self.memo.items():
-            kind = type(obj)
-            if kind is types.FunctionType:
-                if key in self.owned:
-                    keys.add(key)
-            elif is_mutable(kind) and key not in self.by_reference:
-                keys.add(key)
-        return keys
+        if self._shareable is None:
+            keys = {key for key, (_, obj) in self.memo.items() if _IS_MUTABLE[type(obj)]}
+            keys -= self.by_reference | self._functions_by_reference()
+            self._shareable = keys | self.memories
+        return self._shareable
+
+    def _functions_by_reference(self) -> set[int]:
+        functions = {key for key, (_, obj) in self.memo.items() if type(obj) is types.FunctionType}
+        return functions - self.owned
 
     def digest(self, refs: Sequence[BlobRef]) -> bytes:
         """Digest of the content, ``refs`` being those of the buffers."""
@@ -99,22 +105,33 @@ class Dump(msgspec.Struct, eq=False):
         return Packed(store.put_buffer(self.stream), list(refs), sources)
 
 
-def has_identity(kind: type) -> bool:
+class _ByType(dict[type, bool]):
+    """A predicate of types, remembered."""
+
+    def __init__(self, predicate: Callable[[type], bool]) -> None:
+        self._predicate = predicate
+
+    def __missing__(self, kind: type) -> bool:
+        result = self._predicate(kind)
+        if kind.__module__ != "__main__":  # classes of the notebook come and go
+            self[kind] = result
+        return result
+
+
+def _has_identity(kind: type) -> bool:
     """Whether objects of this type are worth pairing with their counterparts."""
     return kind not in _ATOMS and not issubclass(kind, (type, types.ModuleType))
 
 
-def is_mutable(kind: type) -> bool:
+def _is_mutable(kind: type) -> bool:
     """Whether it matters that two graphs share an object of this type.
 
     Types that define both equality and a hash are taken for values (dtype, Path, datetime,
     Decimal, frozen dataclasses...), except tensors, whose equality is elementwise.
     """
-    if (
-        kind in _ATOMS
-        or kind in _VALUES
-        or issubclass(kind, (type, types.ModuleType, Enum, Foreign))
-    ):
+    if kind in _ATOMS or kind in _VALUES:
+        return False
+    if issubclass(kind, (type, types.ModuleType, Enum, Foreign)):
         return False
     if kind.__hash__ is None or kind.__module__.startswith("torch.nn"):
         return True
@@ -122,6 +139,9 @@ def is_mutable(kind: type) -> bool:
         return True
     return kind.__eq__ == object.__eq__ or kind.__hash__ == object.__hash__
 
+
+_HAS_IDENTITY = _ByType(_has_identity)
+_IS_MUTABLE = _ByType(_is_mutable)
 
 _VALUES = frozenset(
     (
@@ -254,7 +274,7 @@ def decode(packed: Packed, store: ChunkStore, realm: Realm) -> tuple[list[Any], 
     with receiving(realm):
         values = unpickler.load()
     memo = cast("dict[int, object]", unpickler.memo.copy())
-    return values, {index: obj for index, obj in memo.items() if has_identity(type(obj))}
+    return values, {index: obj for index, obj in memo.items() if _HAS_IDENTITY[type(obj)]}
 
 
 def _handler(kind: type) -> Callable[[Encoder, Any], Any]:
