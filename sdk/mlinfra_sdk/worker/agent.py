@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import platform
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ import anyio.abc
 import msgspec
 
 from mlinfra_sdk._version import __version__
-from mlinfra_sdk.errors import MlinfraError, ProtocolError
+from mlinfra_sdk.errors import LinkClosed, MlinfraError, RequestError
 from mlinfra_sdk.link.frames import Channel
 from mlinfra_sdk.link.server import LinkServer, serve
 from mlinfra_sdk.link.session import LinkSession
@@ -25,8 +28,8 @@ from mlinfra_sdk.link.state import State
 from mlinfra_sdk.link.wire import serve_unix
 from mlinfra_sdk.objects.store import ChunkStore
 from mlinfra_sdk.worker import messages as m
-from mlinfra_sdk.worker.journal import Journal
 from mlinfra_sdk.worker.kernel_host import KernelHost
+from mlinfra_sdk.worker.runs import Run, Runs
 from mlinfra_sdk.worker.watchdog import Limits, Watchdog
 
 logger = logging.getLogger(__name__)
@@ -58,11 +61,11 @@ class Agent:
         self._config = config
         self._tasks = tasks
         self._kernels: dict[str, KernelHost] = {}
-        self._journals: dict[str, Journal] = {}
         self._listeners: dict[str, LinkSession] = {}
         """The session that follows each kernel."""
-        self._journal_folder = folder / "journal"
-        self._journal_folder.mkdir(mode=0o700, exist_ok=True)
+        self.runs = Runs(folder / "runs")
+        self._followers: dict[LinkSession, anyio.abc.TaskGroup] = {}
+        """Where the tasks of a client run that send it what it follows."""
         self._arrived = anyio.Event()
 
     @property
@@ -108,18 +111,22 @@ class Agent:
         self._sessions.add(session)
         try:
             async with anyio.create_task_group() as tasks:
+                self._followers[session] = tasks
                 tasks.start_soon(self._take_chunks, session)
                 async for message in session.receive(Channel.CONTROL):
                     self.watchdog.touch()
                     request = m.decode_request(message.data)
                     # What is passed on to the kernel keeps its order; the rest may take a while.
-                    if isinstance(request, m.Execute | m.Comm | m.Answer | m.Interrupt):
+                    if isinstance(
+                        request, m.Execute | m.Collected | m.Comm | m.Answer | m.Interrupt
+                    ):
                         await self._answer(session, request)
                     else:
                         tasks.start_soon(self._answer, session, request)
                 tasks.cancel_scope.cancel()
         finally:
             self._sessions.discard(session)
+            self._followers.pop(session, None)
             self._forget(session)
 
     def _forget(self, session: LinkSession) -> None:
@@ -142,14 +149,17 @@ class Agent:
     async def _do(self, session: LinkSession, request: m.AnyRequest) -> Any:
         match request:
             case m.Execute():
-                kernel = self._kernel(request.kernel)
-                self._listeners[request.kernel] = session
-                if not request.run.isalnum():
-                    raise ProtocolError(f"{request.run!r} is no name of a run.")
-                self._journals[request.run] = Journal(self._journal_folder / request.run)
-                await kernel.execute(
-                    request.run, request.code, request.inputs, request.count, request.allow_stdin
-                )
+                await self._execute(session, request)
+            case m.Attach():
+                return self._attach(session, request)
+            case m.Collected():
+                run = self.runs.get(request.run)
+                if run is not None:
+                    self.runs.collect(run)
+            case m.Cancel():
+                await self._cancel(self.runs.find(request.run))
+            case m.ListRuns():
+                return list(self.runs.listed())
             case m.Comm():
                 await self._kernel(request.kernel).comm(
                     request.parent,
@@ -203,6 +213,49 @@ class Agent:
                 )
         return None
 
+    async def _execute(self, session: LinkSession, request: m.Execute) -> None:
+        kernel = self._kernel(request.kernel)
+        self._listeners[request.kernel] = session
+        lines = [line for line in request.code.splitlines() if line.strip()]
+        title = next((line for line in lines if not line.startswith("#")), "")[:120]
+        run = self.runs.add(
+            m.RunInfo(
+                request.run,
+                request.kernel,
+                time.time(),
+                label=request.label,
+                notebook=request.notebook,
+                title=title,
+            )
+        )
+        self._follow(run, session, 0)
+        await kernel.execute(
+            request.run, request.code, request.inputs, request.count, request.allow_stdin
+        )
+
+    def _follow(self, run: Run, session: LinkSession, after: int) -> None:
+        run.session = session
+        run.wake()
+        self._followers[session].start_soon(run.follow, session, after)
+
+    def _attach(self, session: LinkSession, request: m.Attach) -> m.RunInfo:
+        run = self.runs.find(request.run)
+        if run.followed and run.session is not session and not request.take:
+            raise RequestError(
+                f"The run {request.run!r} is followed by another notebook.",
+                hint="Close that one, or attach with `take`.",
+            )
+        self._listeners[run.info.kernel] = session
+        self._follow(run, session, request.after)
+        return run.info
+
+    async def _cancel(self, run: Run) -> None:
+        kernel = self._kernel(run.info.kernel)
+        if run.info.status == "queued" and await kernel.withdraw(run.info.run):
+            return
+        if run.info.status in ("queued", "running"):
+            kernel.interrupt()
+
     def _info(self, kernel: KernelHost) -> m.KernelInfo:
         return m.KernelInfo(kernel.generation, kernel.pid, platform.python_version())
 
@@ -213,24 +266,29 @@ class Agent:
             self._arrived = anyio.Event()
 
     async def _publish(self, record: m.Record) -> None:
-        """Journal a message, then send it to the client that follows the kernel."""
-        data = m.encode(record)
-        journal = self._journals.get(record.parent)
-        if journal is not None:
-            journal.append(data)
+        """Take a message of a kernel: into its run's journal, or straight to the kernel's client
+        if it belongs to no run."""
+        run = self.runs.get(record.parent)
+        if run is None:
+            session = self._listeners.get(record.kernel)
+            if session is not None:
+                with suppress(LinkClosed):
+                    await session.send(Channel.JOURNAL, m.encode(record))
+            return
+        if record.msg_type == m.BEGUN:
+            run.info.status = "running"
+            return
+        await run.publish(record)
         if record.msg_type in (m.RESULT, m.DIED):
             self.watchdog.touch()
-            self._collected(record.parent)
-        session = self._listeners.get(record.kernel)
-        if session is not None:
-            await session.send(Channel.JOURNAL, data)
+            self.runs.ended(run, _status(record))
 
-    def _collected(self, run: str) -> None:
-        """The run has ended and its client follows it: the link delivers what is under way."""
-        journal = self._journals.pop(run, None)
-        if journal is not None:
-            journal.close()
-            journal.path.unlink(missing_ok=True)
+
+def _status(record: m.Record) -> str:
+    """How a run ended, by its last message."""
+    if record.msg_type == m.DIED:
+        return "died"
+    return "done" if json.loads(record.content)["status"] == "ok" else "error"
 
 
 async def run(folder: Path, config: Config, announce: Callable[[], None]) -> str:
@@ -289,12 +347,28 @@ def main() -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
 
-    def announce() -> None:
-        os.write(1, b"ready\n")
-        # From here on nobody reads: a kernel's stray output must not block it.
-        log = os.open(folder / "kernel.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.close(log)
+    ready, complaints = os.dup(1), os.fdopen(os.dup(2), "w")
+    _redirect_output(folder / "kernel.log")
 
-    anyio.run(run, folder, config, announce)
+    def announce() -> None:
+        os.write(ready, b"ready\n")
+        os.close(ready)
+        complaints.close()
+
+    try:
+        anyio.run(run, folder, config, announce)
+    except Exception:
+        if not complaints.closed:
+            traceback.print_exc(file=complaints)
+        raise
+
+
+def _redirect_output(log: Path) -> None:
+    """What kernels inherit: their launcher soon stops to read, and what they write below Python
+    is shown in the notebook and also written here, which must neither block nor fail."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    errors = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(null, 1)
+    os.dup2(errors, 2)
+    os.close(null)
+    os.close(errors)

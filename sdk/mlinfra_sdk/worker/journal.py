@@ -1,50 +1,179 @@
-"""The journal: every message that a run published, on disk, in order.
+"""The journal: every message that a run published, on disk, in order, within a size limit.
 
-One append-only file per run. A record is its length and CRC-32 (big endian, 4 bytes each) and the
-encoded message; what a crash cut off at the end is ignored by readers.
+A journal is a folder of segments, each named by the number of its first record. A record is its
+length and CRC-32 (big endian, 4 bytes each) and its bytes; what a crash cut off at the end of the
+last segment is ignored by readers. Over the limit the oldest segments but the first are dropped:
+the beginning of a run and its most recent output are worth most.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import struct
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+LIMIT = 256 << 20
+"""Bytes that the journal of one run may take."""
+
+_SEGMENTS = 32
 _HEADER = struct.Struct("!II")
+_READ = 1 << 20
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Records that were dropped, by their first and last number."""
+
+    first: int
+    last: int
+
+
+@dataclass
+class _Segment:
+    first: int
+    path: Path
+    size: int = 0
 
 
 class Journal:
-    """The journal of one run, open for writing. The file is 0600."""
+    """The journal of one run. Files are 0600; nothing is written before the first record."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.size = 0
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+    def __init__(self, folder: Path, limit: int = LIMIT) -> None:
+        self.folder = folder
+        self.last = 0
+        """Number of the last record; the first is 1."""
+        self._limit = limit
+        self._size = 0
+        self._segments: list[_Segment] = []
+        self._fd = -1
 
-    def append(self, record: bytes) -> None:
-        """Add one record; it survives the death of this process as soon as this returns."""
-        data = _HEADER.pack(len(record), zlib.crc32(record)) + record
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._fd, view) :]
-        self.size += len(data)
+    @classmethod
+    def recover(cls, folder: Path) -> Journal:
+        """The journal that another process left, to be read."""
+        journal = cls(folder)
+        for path in sorted(folder.glob("*.records")):
+            journal._segments.append(_Segment(int(path.stem), path, path.stat().st_size))
+        if journal._segments:
+            newest = journal._segments[-1]
+            journal.last = newest.first - 1 + sum(1 for _ in _records(newest.path.read_bytes()))
+        return journal
+
+    def append(self, record: bytes) -> int:
+        """Add a record and give its number; once this returns it survives this process."""
+        if self._fd < 0 or self._segments[-1].size > self._limit // _SEGMENTS:
+            self._next_segment()
+        data = b"".join((_HEADER.pack(len(record), zlib.crc32(record)), record))
+        written = os.write(self._fd, data)
+        while written < len(data):
+            written += os.write(self._fd, data[written:])
+        self._segments[-1].size += len(data)
+        self._size += len(data)
+        self.last += 1
+        return self.last
+
+    @property
+    def full(self) -> bool:
+        """Whether the next records push out older ones."""
+        return self._size > self._limit
+
+    def _next_segment(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        segment = _Segment(self.last + 1, self.folder / f"{self.last + 1:012}.records")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
+        self._fd = os.open(segment.path, flags, 0o600)
+        self._segments.append(segment)
+        while self._size > self._limit and len(self._segments) > 2:
+            dropped = self._segments.pop(1)
+            dropped.path.unlink()
+            self._size -= dropped.size
 
     def close(self) -> None:
-        """Close the file; it stays until it is removed."""
-        os.close(self._fd)
+        """No more records come; readers may go on."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def remove(self) -> None:
+        """Close the journal and delete it."""
+        self.close()
+        self._segments.clear()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def reader(self, after: int = 0) -> Reader:
+        """A reader of the records whose numbers are above ``after``."""
+        return Reader(self, after)
 
 
-def read(path: Path) -> Iterator[bytes]:
-    """The whole records of a journal, in order; ends at the first that is cut off or damaged."""
-    with path.open("rb") as file:
-        while True:
-            header = file.read(_HEADER.size)
-            if len(header) < _HEADER.size:
-                return
-            length, checksum = _HEADER.unpack(header)
-            record = file.read(length)
-            if len(record) < length or zlib.crc32(record) != checksum:
-                return
-            yield record
+class Reader:
+    """Reads a journal while it grows."""
+
+    def __init__(self, journal: Journal, after: int) -> None:
+        self.number = 0
+        """Number of the last record that was passed."""
+        self._journal = journal
+        self._after = after
+        self._first = 0
+        self._offset = 0
+
+    @property
+    def at_end(self) -> bool:
+        """Whether all records so far have been read."""
+        return self.number >= self._journal.last
+
+    def read(self) -> list[bytes | Gap]:
+        """The next records, about a megabyte of them; empty at the end."""
+        found: list[bytes | Gap] = []
+        while not found and not self.at_end:
+            segment = self._segment()
+            if segment is None:
+                break
+            if segment.first > self.number + 1:
+                found.append(Gap(self.number + 1, segment.first - 1))
+                self.number = segment.first - 1
+            if segment.first != self._first:
+                self._first, self._offset = segment.first, 0
+            before = self.number
+            found += self._read(segment)
+            if self.number == before and not found:
+                break
+        return found
+
+    def _segment(self) -> _Segment | None:
+        """The segment that holds the next record, or the next one that still exists."""
+        segments = self._journal._segments
+        for segment, following in zip(segments, [*segments[1:], None], strict=True):
+            if following is None or following.first > self.number + 1:
+                return segment
+        return None
+
+    def _read(self, segment: _Segment) -> Iterator[bytes]:
+        with segment.path.open("rb") as file:
+            file.seek(self._offset)
+            data = file.read(_READ)
+            if len(data) >= _HEADER.size:
+                whole = _HEADER.size + _HEADER.unpack_from(data)[0]
+                if whole > len(data):
+                    data += file.read(whole - len(data))
+        for record in _records(data):
+            self._offset += _HEADER.size + len(record)
+            self.number += 1
+            if self.number > self._after:
+                yield record
+
+
+def _records(data: bytes) -> Iterator[bytes]:
+    """The whole records at the beginning of ``data``."""
+    offset = 0
+    while offset + _HEADER.size <= len(data):
+        length, checksum = _HEADER.unpack_from(data, offset)
+        record = data[offset + _HEADER.size : offset + _HEADER.size + length]
+        if len(record) < length or zlib.crc32(record) != checksum:
+            return
+        yield record
+        offset += _HEADER.size + length

@@ -13,8 +13,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ import zmq.asyncio
 from jupyter_client.session import Session
 
 from mlinfra_sdk.errors import KernelDied
-from mlinfra_sdk.worker.messages import DIED, INPUT, JOBS_VARIABLE, RESULT, Record
+from mlinfra_sdk.worker.messages import BEGUN, DIED, INPUT, JOBS_VARIABLE, RESULT, Record
 
 START_LIMIT = 60.0
 """Seconds within which a kernel must answer."""
@@ -50,14 +52,15 @@ class KernelHost:
         self.cwd = ""
         self.generation = 0
         self.running: set[str] = set()
-        """Runs that have been handed to the kernel and have not ended."""
+        """The run that has been handed to the kernel and has not ended, and those that wait."""
         self._env = env
         self._tasks = tasks
         self._publish = publish
         self._lock = anyio.Lock()
         self._process: _Process | None = None
         self._evaluations: dict[str, _Waiter] = {}
-        self._numbers: dict[str, int] = {}
+        self._current: str | None = None
+        self._queue: deque[_Job] = deque()
         self._evaluated = 0
 
     @property
@@ -103,9 +106,29 @@ class KernelHost:
 
     async def execute(self, run: str, code: str, inputs: bytes, count: int, stdin: bool) -> None:
         """Hand a cell to the kernel."""
+        self._require()
         self.running.add(run)
-        metadata = {"mlinfra": {"op": "cell", "count": count}}
-        await self._execute(run, code, metadata, [inputs], stdin=stdin)
+        job = _Job(run, code, inputs, count, stdin)
+        if self._current is None:
+            await self._begin(job)
+        else:
+            self._queue.append(job)
+
+    async def _begin(self, job: _Job) -> None:
+        self._current = job.run
+        metadata = {"mlinfra": {"op": "cell", "count": job.count}}
+        await self._execute(job.run, job.code, metadata, [job.inputs], stdin=job.stdin)
+        await self._publish(Record(self.name, job.run, 0, BEGUN))
+
+    async def withdraw(self, run: str) -> bool:
+        """Take a run out of the queue; False if it does not wait there."""
+        for job in self._queue:
+            if job.run == run:
+                self._queue.remove(job)
+                content = json.dumps({"reason": "The run was cancelled before it began."})
+                await self._emit(run, DIED, content.encode(), b"{}", [])
+                return True
+        return False
 
     async def evaluate(self, what: str, arguments: list[str]) -> bytes:
         """Have the kernel answer ``fetch`` or ``values``; gives encoded Outputs."""
@@ -190,6 +213,8 @@ class KernelHost:
             waiter.finish(Record(self.name, "", 0, DIED, content))
         runs = sorted(self.running) or [""]
         self.running.clear()
+        self._queue.clear()
+        self._current = None
         for run in runs:
             await self._emit(run, DIED, content, b"{}", [])
 
@@ -217,14 +242,24 @@ class KernelHost:
     async def _emit(
         self, run: str, msg_type: str, content: bytes, metadata: bytes, buffers: list[bytes]
     ) -> None:
-        number = self._numbers.get(run, 0) + 1
-        self._numbers[run] = number
+        await self._publish(Record(self.name, run, 0, msg_type, content, metadata, buffers))
         if msg_type in (RESULT, DIED):
             self.running.discard(run)
-            # Late outputs (threads of the cell) keep their numbering for a while.
-            for old in list(self._numbers)[:-64]:
-                del self._numbers[old]
-        await self._publish(Record(self.name, run, number, msg_type, content, metadata, buffers))
+            if run == self._current:
+                self._current = None
+                if self._queue:
+                    await self._begin(self._queue.popleft())
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A cell to be run."""
+
+    run: str
+    code: str
+    inputs: bytes
+    count: int
+    stdin: bool
 
 
 class _Waiter:

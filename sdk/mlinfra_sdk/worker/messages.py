@@ -50,6 +50,8 @@ class Execute(Request):
     inputs: bytes = b""
     count: int = 0
     allow_stdin: bool = False
+    label: str = ""
+    notebook: str = ""
 
 
 class Evaluate(Request):
@@ -59,6 +61,31 @@ class Evaluate(Request):
     kernel: str
     what: str
     arguments: list[str] = []
+
+
+class Attach(Request):
+    """Follow a run, by its id or label, from the message after ``after`` on; answered with its
+    :class:`RunInfo`. A run that another client follows is refused unless ``take``."""
+
+    run: str
+    after: int = 0
+    take: bool = False
+
+
+class Collected(Request):
+    """The client has all of a run and its variables: its journal can go."""
+
+    run: str
+
+
+class Cancel(Request):
+    """Take a run out of the queue, or interrupt it if it runs already."""
+
+    run: str
+
+
+class ListRuns(Request):
+    """Answered with a list of :class:`RunInfo`."""
 
 
 class Interrupt(Request):
@@ -127,6 +154,10 @@ AnyRequest = (
     | CloseKernel
     | Execute
     | Evaluate
+    | Attach
+    | Collected
+    | Cancel
+    | ListRuns
     | Interrupt
     | Answer
     | Comm
@@ -156,6 +187,22 @@ class KernelInfo(msgspec.Struct, omit_defaults=True):
     generation: int
     pid: int
     python: str
+
+
+class RunInfo(msgspec.Struct, omit_defaults=True):
+    """A run on the machine. Times are Unix seconds; ``title`` is its first line of code."""
+
+    run: str
+    kernel: str
+    started: float
+    label: str = ""
+    notebook: str = ""
+    title: str = ""
+    status: str = "queued"
+    """``queued``, ``running``, ``done``, ``error``, ``died`` or ``lost`` (with the agent)."""
+    ended: float = 0.0
+    messages: int = 0
+    followed: bool = False
 
 
 class AgentInfo(msgspec.Struct, omit_defaults=True):
@@ -193,6 +240,9 @@ DIED = "mlinfra_died"
 """The kernel's process ended: content is ``{"reason": text}``."""
 
 INPUT = "input_request"
+
+BEGUN = "mlinfra_begun"
+"""A run that waited for others has been handed to the kernel; only the agent sees this."""
 
 # What the agent tells its kernels, in their environment.
 STORE_VARIABLE = "MLINFRA_STORE"
