@@ -17,7 +17,8 @@ from mlinfra_sdk.machines import lifecycle
 from mlinfra_sdk.machines.portal import portal
 from mlinfra_sdk.namespace.analysis import cell_names
 from mlinfra_sdk.namespace.sync import RemoteValue
-from mlinfra_sdk.session import Result, Session
+from mlinfra_sdk.running import Result
+from mlinfra_sdk.session import Session
 from mlinfra_sdk.spec import Layer, Request, Resolved
 
 from ..cards import RunState

@@ -63,8 +63,11 @@ class Console:
                 print(text, flush=True)
 
     def ask(self, prompt: str, password: bool) -> str:
-        """From this process's terminal."""
-        return getpass.getpass(prompt) if password else input(prompt)
+        """From this process's terminal; the end of stdin is Ctrl-D, as Jupyter writes it."""
+        try:
+            return getpass.getpass(prompt) if password else input(prompt)
+        except EOFError:
+            return "\x04"
 
     def phase(self, phase: str) -> None:
         """Not shown."""

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 import queue
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import anyio
 import msgspec
 
+from mlinfra_sdk.errors import NotTransferable, RemoteError
+from mlinfra_sdk.frontend import Frontend
+from mlinfra_sdk.machines.client import AgentClient
 from mlinfra_sdk.machines.portal import Portal
+from mlinfra_sdk.namespace.sync import Report
+from mlinfra_sdk.worker import messages as m
 from mlinfra_sdk.worker.messages import DIED, INPUT, RESULT, Record
 
+_PATIENCE = 3.0
+"""Seconds after an interrupt before the user is told that the cell goes on."""
 _HELD = 8 << 20
 """Bytes of messages that may wait for the front end before the machine is held back."""
 
@@ -22,6 +30,17 @@ class Outcome(msgspec.Struct):
 
     reply: dict[str, Any]
     outputs: bytes
+
+
+class Result(msgspec.Struct):
+    """What a run left behind. ``error`` is the exception that it raised, of its own type where
+    that can be rebuilt here; ``traceback`` its rendered lines."""
+
+    value: Any = None
+    error: BaseException | None = None
+    traceback: list[str] = []
+    payload: list[dict[str, Any]] = []
+    report: Report = msgspec.field(default_factory=Report)
 
 
 class Running:
@@ -87,5 +106,51 @@ class Running:
                 self._publish(item)
 
 
+def follow(client: AgentClient, kernel: str, run: Running, frontend: Frontend) -> Outcome | Record:
+    """Until the run's end, as :meth:`Running.wait`. The first interrupt goes to the machine, a
+    second one leaves the run."""
+
+    def ask(content: dict[str, Any]) -> None:
+        text = frontend.ask(content["prompt"], bool(content["password"]))
+        client.send(m.Answer(client.next_id(), kernel, text))
+
+    interrupted = 0.0
+
+    def tick() -> None:
+        nonlocal interrupted
+        if client.closed is not None:
+            run.fail(client.closed)
+        if interrupted and time.monotonic() - interrupted > _PATIENCE:
+            interrupted = float("inf")
+            frontend.note(
+                "The interrupt was sent, but the cell goes on. Interrupt again to leave it; "
+                "`%remote restart` then ends it for good."
+            )
+        frontend.tick()
+
+    while True:
+        try:
+            return run.wait(ask, tick)
+        except KeyboardInterrupt:
+            if interrupted:
+                raise
+            interrupted = time.monotonic()
+            client.send(m.Interrupt(client.next_id(), kernel))
+
+
 def _size(record: Record) -> int:
     return 256 + len(record.content) + sum(map(len, record.buffers))
+
+
+def exception_of(reply: Mapping[str, Any], error: BaseException | None) -> BaseException:
+    """The exception that the run raised, or one that stands for it."""
+    if error is not None:
+        return error
+    name, text = reply["ename"], reply["evalue"]
+    if name == "KeyboardInterrupt":
+        return KeyboardInterrupt(text)
+    if name == "NotTransferable":
+        return NotTransferable(text)
+    kind = type(name, (RemoteError,), {"__module__": RemoteError.__module__})
+    stand_in: BaseException = kind(name, text, reply.get("traceback", []))
+    return stand_in

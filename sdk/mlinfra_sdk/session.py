@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
+import inspect
 import os
 import secrets
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import msgspec
 
-from mlinfra_sdk import paths, spec
-from mlinfra_sdk.errors import (
-    KernelDied,
-    LedgerError,
-    LinkError,
-    MlinfraError,
-    NotTransferable,
-    RemoteError,
-)
+from mlinfra_sdk import lifetime, paths, spec
+from mlinfra_sdk.errors import KernelDied, LedgerError, LinkError, MlinfraError
 from mlinfra_sdk.frontend import Console, Frontend
 from mlinfra_sdk.ledger import Ledger
 from mlinfra_sdk.machines import lifecycle
@@ -29,9 +25,9 @@ from mlinfra_sdk.machines.lifecycle import LiveMachine
 from mlinfra_sdk.machines.portal import portal
 from mlinfra_sdk.namespace.analysis import CellNames, cell_names
 from mlinfra_sdk.namespace.delta import Inputs, Outputs
-from mlinfra_sdk.namespace.sync import LocalNamespace, RemoteValue, Report
+from mlinfra_sdk.namespace.sync import LocalNamespace, RemoteValue
 from mlinfra_sdk.objects.store import ChunkStore
-from mlinfra_sdk.running import Outcome, Running
+from mlinfra_sdk.running import Outcome, Result, Running, exception_of, follow
 from mlinfra_sdk.spec import Request
 from mlinfra_sdk.worker import messages as m
 
@@ -39,21 +35,8 @@ T = TypeVar("T")
 
 _STORE_LIMIT = 20 << 30
 """Bytes that the local chunk store may keep between sessions."""
-_PATIENCE = 3.0
-"""Seconds after an interrupt before the user is told that the cell goes on."""
 _decode_outputs = msgspec.msgpack.Decoder(Outputs).decode
 _encode_inputs = msgspec.msgpack.Encoder().encode
-
-
-class Result(msgspec.Struct):
-    """What a run left behind. ``error`` is the exception that it raised, of its own type where
-    that can be rebuilt here; ``traceback`` its rendered lines."""
-
-    value: Any = None
-    error: BaseException | None = None
-    traceback: list[str] = []
-    payload: list[dict[str, Any]] = []
-    report: Report = msgspec.field(default_factory=Report)
 
 
 class Session:
@@ -66,7 +49,10 @@ class Session:
 
     ``namespace`` are the variables that runs read and change; by default those of ``__main__``.
     Settings are those of ``%%remote``: ``Session(on="local", idle="30m")``. The machine starts with
-    the first use, and is stopped by :meth:`close` unless it was given a ``name``.
+    the first use, and is stopped by :meth:`close`, or when this process ends, unless it was given
+    a ``name``.
+
+    Threads may share a session; their runs take place one after the other.
     """
 
     def __init__(
@@ -98,6 +84,7 @@ class Session:
         self._local = self._new_namespace(shared_fs=False)
         self._count = 0
         self._comms_passed = False
+        self._lock = threading.RLock()
 
     # -- what a user does --------------------------------------------------------------------
 
@@ -108,18 +95,18 @@ class Session:
         """
         names = cell_names(_transformed(code), self.namespace, code)
         self._count += 1
-        result = self.execute(
-            code, names, frontend=frontend or Console(show_result=True), count=self._count
-        )
+        result = self.execute(code, names, frontend=frontend or Console(), count=self._count)
         if result.error is not None:
             raise result.error
         return result.value
 
     def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call a function on the machine and give what it returns; arguments that it changes in
-        place are changed here too."""
+        place are changed here too. A coroutine function is awaited over there."""
         name = "__mlinfra_call__"
         code = f"{name}[0](*{name}[1], **{name}[2])"
+        if inspect.iscoroutinefunction(function):
+            code = f"await {code}"
         try:
             result = self._execute(
                 code,
@@ -173,8 +160,16 @@ class Session:
         self._generation = info.generation
         self._local.forget("the remote kernel was restarted")
 
+    def interrupt(self) -> None:
+        """Raise KeyboardInterrupt in what runs on the machine; for any other thread than the one
+        that waits for it, in which Ctrl-C does the same."""
+        client = self._client
+        if client is not None and client.closed is None:
+            client.send(m.Interrupt(client.next_id(), self._kernel))
+
     def stop(self) -> None:
         """Stop the machine and close it in the ledger. The next run starts a new one."""
+        lifetime.closed(self)
         machine, self._machine = self._machine, None
         self._disconnect("the machine was stopped")
         if machine is not None:
@@ -185,9 +180,17 @@ class Session:
         if self.request.name is None:
             self.stop()
         elif self._client is not None:
-            with contextlib.suppress(MlinfraError):
+            lifetime.closed(self)
+            with contextlib.suppress(MlinfraError, TimeoutError, concurrent.futures.TimeoutError):
                 self._client.send(m.CloseKernel(self._client.next_id(), self._kernel)).result(5)
             self._disconnect("the session was closed")
+
+    def abandon(self) -> None:
+        """In a forked child: the machine is the parent's, the next run starts another one."""
+        self._lock = threading.RLock()
+        self._machine = self._client = self._ledger = None
+        self._generation = 0
+        self._local.forget("it belongs to the parent process")
 
     def __enter__(self) -> Session:
         return self
@@ -300,6 +303,18 @@ class Session:
         kind: str,
         cell: str = "",
     ) -> Result:
+        with self._lock:
+            return self._exchange(code, prepare, frontend, count, kind, cell)
+
+    def _exchange(
+        self,
+        code: str,
+        prepare: Callable[[], Inputs],
+        frontend: Frontend,
+        count: int,
+        kind: str,
+        cell: str,
+    ) -> Result:
         client = self._ready(frontend)
         self._local.eager_limit = self.request.eager_limit
         inputs = prepare()
@@ -316,8 +331,14 @@ class Session:
         try:
             frontend.phase("running")
             self._submit(client, run, code, inputs, count, frontend)
-            outcome = self._follow(client, run, frontend)
-            result = self._finish(client, outcome)
+            ended = follow(client, self._kernel, run, frontend)
+            if not isinstance(ended, Outcome):
+                self._generation = 0
+                reason = msgspec.json.decode(ended.content)["reason"]
+                self._local.forget(reason)
+                hint = "The next run starts a fresh one and sends its variables."
+                raise KernelDied(reason, hint=hint)
+            result = self._finish(client, ended)
             status = "done" if result.error is None else "error"
             if isinstance(result.error, KeyboardInterrupt):
                 status = "interrupted"
@@ -355,43 +376,6 @@ class Session:
 
         future.add_done_callback(refused)
 
-    def _follow(self, client: AgentClient, run: Running, frontend: Frontend) -> Outcome:
-        """Wait for a run's end. The first interrupt goes to the machine, a second one leaves it."""
-
-        def ask(content: dict[str, Any]) -> None:
-            text = frontend.ask(content["prompt"], bool(content["password"]))
-            client.send(m.Answer(client.next_id(), self._kernel, text))
-
-        interrupted = 0.0
-
-        def tick() -> None:
-            nonlocal interrupted
-            if client.closed is not None:
-                run.fail(client.closed)
-            if interrupted and time.monotonic() - interrupted > _PATIENCE:
-                interrupted = float("inf")
-                frontend.note(
-                    "The interrupt was sent, but the cell goes on. Interrupt again to leave it; "
-                    "`%remote restart` then ends it for good."
-                )
-            frontend.tick()
-
-        while True:
-            try:
-                ended = run.wait(ask, tick)
-                break
-            except KeyboardInterrupt:
-                if interrupted:
-                    raise
-                interrupted = time.monotonic()
-                client.send(m.Interrupt(client.next_id(), self._kernel))
-        if isinstance(ended, Outcome):
-            return ended
-        self._generation = 0
-        reason = msgspec.json.decode(ended.content)["reason"]
-        self._local.forget(reason)
-        raise KernelDied(reason, hint="The next run starts a fresh one and sends its variables.")
-
     def _finish(self, client: AgentClient, outcome: Outcome) -> Result:
         """Take over what the run changed."""
         outputs = _decode_outputs(outcome.outputs)
@@ -405,19 +389,20 @@ class Session:
         )
         if reply["status"] != "ok":
             result.traceback = reply.get("traceback", [])
-            result.error = _exception(reply, report.error)
+            result.error = exception_of(reply, report.error)
             if reply.get("loading"):
                 self._local.forget("its variables could not be loaded")
         return result
 
     def _fetch(self, token: str) -> Outputs:
         """The content of a RemoteValue."""
-        client = self._ready(Console())
-        data = client.send(m.Evaluate(client.next_id(), self._kernel, "fetch", [token])).result()
-        outputs = _decode_outputs(m.decode_as(bytes, data))
-        if not self._shared_store:
-            client.download(outputs.digests())
-        return outputs
+        with self._lock:
+            client = self._ready(Console())
+            request = m.Evaluate(client.next_id(), self._kernel, "fetch", [token])
+            outputs = _decode_outputs(client.ask(request, bytes))
+            if not self._shared_store:
+                client.download(outputs.digests())
+            return outputs
 
     def _ready(self, frontend: Frontend) -> AgentClient:
         """A connection to the machine, with a kernel that runs."""
@@ -455,6 +440,7 @@ class Session:
             portal(), lambda: machine.provider.connect(machine.handle), secret, self._store
         )
         self._machine, self._client = machine, client
+        lifetime.opened(self)
         info = client.ask(m.Describe(client.next_id()), m.AgentInfo)
         self._kernel = "main" if self.request.name is None else f"k{secrets.token_hex(4)}"
         self._shared_store = info.store == self._store.id
@@ -508,17 +494,3 @@ def _transformed(code: str) -> str:
     with contextlib.suppress(SyntaxError):
         return TransformerManager().transform_cell(code)
     return code
-
-
-def _exception(reply: Mapping[str, Any], error: BaseException | None) -> BaseException:
-    """The exception that the run raised, or one that stands for it."""
-    if error is not None:
-        return error
-    name, text = reply["ename"], reply["evalue"]
-    if name == "KeyboardInterrupt":
-        return KeyboardInterrupt(text)
-    if name == "NotTransferable":
-        return NotTransferable(text)
-    kind = type(name, (RemoteError,), {"__module__": RemoteError.__module__})
-    stand_in: BaseException = kind(name, text, reply.get("traceback", []))
-    return stand_in
