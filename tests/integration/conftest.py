@@ -1,0 +1,29 @@
+"""Notebooks with real kernels; each must leave no process and no machine behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from live import Notebook, opened
+
+
+@pytest.fixture(scope="module")
+def notebook(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Notebook]:
+    """One notebook for all tests of a module that do not harm it."""
+    with opened(tmp_path_factory.mktemp("notebook")) as notebook:
+        yield notebook
+
+
+@pytest.fixture
+def open_notebook(tmp_path: Path) -> Iterator[Callable[..., Notebook]]:
+    """Opens notebooks of a test's own, in folders by their names."""
+    with ExitStack() as stack:
+
+        def open_one(name: str = "notebook", **options: Any) -> Notebook:
+            return stack.enter_context(opened(tmp_path / name, **options))
+
+        yield open_one
