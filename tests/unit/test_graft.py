@@ -11,6 +11,7 @@ import logging
 import pickle
 import random
 import types
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -460,6 +461,27 @@ def test_callables_that_refer_to_paired_objects() -> None:
     assert new["closure"]() is node
 
 
+def test_weak_references_follow() -> None:
+    node, new_node = Node("a"), Node("b")
+    new = {"ref": weakref.ref(new_node), "node": new_node}
+    graft(new, {id(new_node): node})
+    assert new["ref"]() is node
+
+
+def test_what_getstate_leaves_out_stays() -> None:
+    class Holder:
+        def __init__(self, value: int, cache: object) -> None:
+            self.value, self.cache = value, cache
+
+        def __getstate__(self) -> dict[str, object]:
+            return {"value": self.value}
+
+    old, new = Holder(1, "cache"), Holder(2, "other")
+    del new.cache
+    graft(new, {id(new): old})
+    assert (old.value, old.cache) == (2, "cache")
+
+
 def test_objects_paired_with_themselves_are_not_walked() -> None:
     alien = Node("alien")
     inner, new_inner = [1], [2]
@@ -514,6 +536,7 @@ def test_new_views_look_into_the_old_array(order: Any) -> None:
     names = {"row": new[1], "flipped": new[::-1, 1:3], "base": new}
     graft(names, {id(new): old})
     assert names["base"] is old
+    assert order == "F" or names["row"].base is old
     old[1, :] = [1, 2, 3, 4]
     assert names["row"].tolist() == [1, 2, 3, 4]
     assert names["flipped"].tolist() == [[1, 1], [2, 3], [1, 1]]

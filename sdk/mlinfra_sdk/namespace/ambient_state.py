@@ -306,6 +306,8 @@ def set_inline(value: Any) -> None:
     config = sys.modules["matplotlib_inline.config"].InlineBackend.instance(parent=shell)
     if shell is not None and getattr(config, "shell", None) is None:
         config.shell = shell
+    if shell is not None and config not in shell.configurables:
+        shell.configurables.append(config)
     config.print_figure_kwargs = value["print_figure_kwargs"]
     config.figure_formats = set(value["figure_formats"])
     config.close_figures = value["close_figures"]

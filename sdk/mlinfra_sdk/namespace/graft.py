@@ -124,10 +124,13 @@ class Grafting:
         if target is new and same(resolved, values):
             return
         content = dict(zip(attributes, resolved, strict=True))
+        # What __getstate__ leaves out (locks, caches, hooks) did not travel: it stays.
+        complete = not _has_getstate(type(new))
 
         def store() -> None:
             own = object.__getattribute__(target, "__dict__")
-            own.clear()
+            if complete:
+                own.clear()
             own.update(content)
 
         self.stores.append(store)
@@ -140,6 +143,11 @@ class Grafting:
                 store = slot.__delete__ if resolved is _EMPTY else slot.__set__
                 arguments = () if resolved is _EMPTY else (resolved,)
                 self.stores.append(functools.partial(store, target, *arguments))
+
+
+def _has_getstate(kind: type) -> bool:
+    default = getattr(object, "__getstate__", None)  # there since Python 3.11
+    return getattr(kind, "__getstate__", None) is not default
 
 
 _EMPTY = NotImplemented  # an atom that is no slot's value

@@ -49,7 +49,8 @@ def _view_of_old(work: Grafting, new: Any) -> Any:
     if old_base is base or old_base.strides != base.strides or not old_base.flags.forc:
         return new
     offset = new.__array_interface__["data"][0] - base.__array_interface__["data"][0]
-    memory = old_base.ravel(order="K")
+    # Directly on the old array, so that it is the view's base, where numpy can do that.
+    memory = old_base if old_base.flags.c_contiguous else old_base.ravel(order="K")
     view: Any = np.ndarray(new.shape, new.dtype, memory, offset, new.strides)
     view.flags.writeable = new.flags.writeable
     return view

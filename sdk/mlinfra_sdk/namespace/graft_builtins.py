@@ -11,6 +11,7 @@ import logging
 import operator
 import random
 import types
+import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -169,6 +170,12 @@ def _method(work: Grafting, new: Any) -> Any:
         ):
             return candidate
     return types.MethodType(function, owner)
+
+
+def _weakref(work: Grafting, new: Any) -> Any:
+    referent = new()
+    resolved = work.resolve(referent)
+    return new if resolved is referent else weakref.ref(resolved, new.__callback__)
 
 
 def _partial(work: Grafting, new: Any) -> Any:
@@ -345,6 +352,7 @@ HANDLERS: dict[type, Handler | None] = {
     types.FunctionType: _function,
     types.CellType: _cell,
     functools.partial: _partial,
+    weakref.ref: _weakref,
     BaseException: _exception,
     bytearray: _copying(_copy_items, _check_resize),
     array.array: _copying(_copy_items, _check_array),
