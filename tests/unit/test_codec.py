@@ -8,6 +8,7 @@ import os
 import pickle
 import sys
 import threading
+import traceback
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -555,7 +556,9 @@ def test_exceptions_keep_type_arguments_cause_and_notes(ends: Ends) -> None:
     (copy,), _ = ends.send(error, inline=("Raises",))
     assert type(copy) is ns["Raises"] and copy.args == ("1-2",) and copy.a == 1
     assert repr(copy.__cause__) == "KeyError('inner')" and copy.__suppress_context__
-    assert copy.__notes__ == ["note"] and copy.__traceback__ is None
+    assert copy.__notes__ == ["note"]
+    shown = traceback.format_exception(type(error), error, error.__traceback__)
+    assert traceback.format_exception(type(copy), copy, copy.__traceback__) == shown
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from mlinfra_sdk.objects import tracebacks
 from mlinfra_sdk.objects.modules import LazyModule, module_by_name
 from mlinfra_sdk.objects.realm import Foreign, current_realm
 
@@ -191,7 +192,7 @@ FUNCTION_WRAPPERS: dict[type, Callable[[Encoder, Any], Any]] = {
 
 
 def reduce_exception(encoder: Encoder, error: BaseException) -> Any:
-    """An exception with its cause and context, without traceback."""
+    """An exception with its cause, its context, and where it was raised."""
     kind = type(error)
     if kind.__reduce__ is not BaseException.__reduce__ and not issubclass(kind, OSError):
         reduced = _tried(encoder, error, lambda: error.__reduce_ex__(5))
@@ -206,6 +207,10 @@ def reduce_exception(encoder: Encoder, error: BaseException) -> Any:
             state[name] = getattr(error, name)
     if error.__suppress_context__:
         state["__suppress_context__"] = True
+    if error.__traceback__ is not None:
+        state["__traceback__"], files = tracebacks.flatten(error.__traceback__)
+        for filename in sorted(files):
+            encoder.note_source(filename)
     return make_exception, (kind, reduced[1]), state, None, None, set_exception
 
 
@@ -222,5 +227,7 @@ def make_exception(kind: type[BaseException], arguments: tuple[Any, ...]) -> Bas
 def set_exception(error: BaseException, state: dict[str, Any]) -> None:
     """Fills an exception."""
     BaseException.__setstate__(error, state.pop("attributes", {}))
+    if "__traceback__" in state:
+        error.__traceback__ = tracebacks.rebuild(state.pop("__traceback__"))
     for name, value in state.items():
         setattr(error, name, value)
