@@ -36,6 +36,7 @@ class Gap:
 class _Segment:
     first: int
     path: Path
+    last: int
     size: int = 0
 
 
@@ -56,10 +57,9 @@ class Journal:
         """The journal that another process left, to be read."""
         journal = cls(folder)
         for path in sorted(folder.glob("*.records")):
-            journal._segments.append(_Segment(int(path.stem), path, path.stat().st_size))
-        if journal._segments:
-            newest = journal._segments[-1]
-            journal.last = newest.first - 1 + sum(1 for _ in _records(newest.path.read_bytes()))
+            first = int(path.stem)
+            journal.last = first - 1 + sum(1 for _ in _records(path.read_bytes()))
+            journal._segments.append(_Segment(first, path, journal.last, path.stat().st_size))
         return journal
 
     def append(self, record: bytes) -> int:
@@ -73,6 +73,7 @@ class Journal:
         self._segments[-1].size += len(data)
         self._size += len(data)
         self.last += 1
+        self._segments[-1].last = self.last
         return self.last
 
     @property
@@ -84,7 +85,8 @@ class Journal:
         if self._fd >= 0:
             os.close(self._fd)
         self.folder.mkdir(mode=0o700, exist_ok=True)
-        segment = _Segment(self.last + 1, self.folder / f"{self.last + 1:012}.records")
+        first = self.last + 1
+        segment = _Segment(first, self.folder / f"{first:012}.records", self.last)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
         self._fd = os.open(segment.path, flags, 0o600)
         self._segments.append(segment)
@@ -140,17 +142,13 @@ class Reader:
                 self._first, self._offset = segment.first, 0
             before = self.number
             found += self._read(segment)
-            if self.number == before and not found:
+            if self.number == before:
                 break
         return found
 
     def _segment(self) -> _Segment | None:
         """The segment that holds the next record, or the next one that still exists."""
-        segments = self._journal._segments
-        for segment, following in zip(segments, [*segments[1:], None], strict=True):
-            if following is None or following.first > self.number + 1:
-                return segment
-        return None
+        return next((it for it in self._journal._segments if it.last > self.number), None)
 
     def _read(self, segment: _Segment) -> Iterator[bytes]:
         with segment.path.open("rb") as file:

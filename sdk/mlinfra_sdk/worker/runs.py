@@ -73,11 +73,12 @@ class Run:
         try:
             while self.session is session and not self.collected:
                 self._changed = anyio.Event() if self._changed.is_set() else self._changed
-                for item in reader.read():
+                items = reader.read()
+                for item in items:
                     data = self._marker(item) if isinstance(item, Gap) else item
                     await session.send(Channel.JOURNAL, data)
                 self._behind = self.journal.last - reader.number
-                if reader.at_end:
+                if reader.at_end or not items:
                     self._caught_up.set()
                     await self._changed.wait()
         except LinkClosed:
