@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from mlinfra_sdk.errors import ChunkCorrupt, ChunkMissing, StoreError
 from mlinfra_sdk.objects.store import CHUNK_SIZE, INLINE_LIMIT, ChunkStore, chunk_digest
 

@@ -85,12 +85,12 @@ class _Exchange(msgspec.Struct, eq=False):
 
 
 class _Arrived(msgspec.Struct, eq=False):
-    """A rebuilt group: its values, the ids of its objects by index, families it shares with."""
+    """A rebuilt group: its values, the ids of its objects by index, groups it shares with."""
 
     group: int
     values: dict[str, Any]
     ids: dict[int, int]
-    families: set[int]
+    linked: set[int]
 
 
 class LocalNamespace:
@@ -329,9 +329,8 @@ class LocalNamespace:
         """The values of a group, old objects having taken over what belongs to them."""
         values, objects = decode(group.data, self._store, self._realm)
         pairs: dict[int, object] = {}
-        families: set[int] = set()
+        linked: set[int] = set()
         cache: dict[str, dict[int, object]] = {}
-        final = {index: id(obj) for index, obj in objects.items()}
         for pairing in group.pairings:
             variables = known.get(pairing.group, {})
             old = self._objects_of_group(variables, roots, cache)
@@ -339,9 +338,8 @@ class LocalNamespace:
             for index, old_index in from_runs(pairing.runs):
                 if index in objects and old_index in old:
                     pairs[id(objects[index])] = old[old_index]
-                    final[index] = id(old[old_index])
-                    if final[index] in shareable:
-                        families.add(self._groups[pairing.group].family)
+                    if id(old[old_index]) in shareable:
+                        linked.add(pairing.group)
         graph = dict(zip(group.names, values, strict=True))
         if pairs:
             pair_views(objects.values(), pairs)
@@ -351,7 +349,8 @@ class LocalNamespace:
             graft(whole, pairs)
             for cls, attributes in states:
                 apply_class_state(cls, attributes)
-        return _Arrived(group.id, graph, final, families)
+        ids = {index: id(pairs.get(id(obj), obj)) for index, obj in objects.items()}
+        return _Arrived(group.id, graph, ids, linked)
 
     @staticmethod
     def _objects_of_group(
@@ -419,7 +418,7 @@ class LocalNamespace:
                 continue
             digest = scanner.digest(graph.dump)
             group_id = rebuilt.group
-            self._join(rebuilt.families, group_id)
+            self._join(rebuilt.linked, group_id)
             self._groups[group_id] = _group_record(roots, digest, rebuilt.ids, group_id)
             for root in roots:
                 self._records[root.name] = _Record(scanner.digest(root.dump), group_id)
@@ -430,8 +429,9 @@ class LocalNamespace:
         live = {record.group for record in self._records.values()}
         self._groups = {key: group for key, group in self._groups.items() if key in live}
 
-    def _join(self, families: set[int], family: int) -> None:
-        """Makes one family of several."""
+    def _join(self, linked: set[int], family: int) -> None:
+        """The families of these groups become one."""
+        families = {self._groups[key].family for key in linked if key in self._groups}
         for key, group in self._groups.items():
             if group.family in families:
                 self._groups[key] = msgspec.structs.replace(group, family=family)
