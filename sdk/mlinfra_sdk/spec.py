@@ -62,6 +62,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     price: int = 0
     """Micro-USD per hour of the local machine."""
 
+    @property
+    def machine(self) -> tuple[object, ...]:
+        """What requests must have in common to be met by one machine."""
+        return (self.on, self.gpu, self.name, self.isolate)
+
 
 @dataclass(frozen=True)
 class Kind:
