@@ -303,6 +303,12 @@ class WorkerNamespace:
         self._hold(self._last_group, [scanner.root(name, value) for name in names], dump, scanner)
         return Outputs([Group(self._last_group, [EXTRA], scanner.pack(dump))])
 
+    def forget(self) -> None:
+        """Another client takes over: it knows nothing of what the variables hold."""
+        self._groups.clear()
+        self._variables.clear()
+        self._ambient = {}
+
     def values(self, names: Iterable[str]) -> Outputs:
         """Current values of variables, whatever their size. Raises KeyError for unknown ones."""
         exchange = _Exchange(self._realm, Scanner(self._realm, self._store), None)

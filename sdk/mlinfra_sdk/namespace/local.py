@@ -475,6 +475,19 @@ class LocalNamespace:
         """Variables that the worker is known to hold."""
         return [name for name in self._records if name in self.ns]
 
+    def abandon(self) -> None:
+        """What was prepared runs on by itself: its outputs come by :meth:`adopt`, if ever."""
+        self._forget_records()
+
+    def adopt(self, outputs: Outputs) -> Report:
+        """Takes over what a run changed that was not followed from its beginning: by name, since
+        the variables may have gone on here. All chunks must be in the store."""
+        self._forget_records()
+        try:
+            return self.apply(outputs)
+        finally:
+            self._forget_records()
+
     def forget(self, reason: str = "its kernel is gone") -> None:
         """The worker's namespace is gone: everything is sent again, RemoteValues are lost."""
         self._forget_records()
