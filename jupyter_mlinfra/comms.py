@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from ipykernel.jsonutil import json_clean
 
+from mlinfra_sdk.frontend import Frontend
 from mlinfra_sdk.worker.messages import Record
 
 _WIDGET = "jupyter.widget"
@@ -22,10 +23,14 @@ class Machine(Protocol):
     """What the comms need of a session."""
 
     def comm(
-        self, parent: str, msg_type: str, content: bytes, metadata: bytes, buffers: list[bytes]
+        self,
+        parent: str,
+        msg_type: str,
+        content: bytes,
+        metadata: bytes,
+        buffers: list[bytes],
+        frontend: Frontend,
     ) -> None: ...
-
-    def listen(self, parent: str, publish: Callable[[Record], None]) -> None: ...
 
 
 class RemoteComm:
@@ -64,11 +69,15 @@ class RemoteComm:
 
 
 class RemoteComms:
-    """All comms of one machine's kernel."""
+    """All comms of one machine's kernel. ``frontend`` gives that of the message which this kernel
+    is handling."""
 
-    def __init__(self, kernel: Any, machine: Machine) -> None:
+    def __init__(
+        self, kernel: Any, machine: Machine, frontend: Callable[[RemoteComms], Frontend]
+    ) -> None:
         self._kernel = kernel
         self._machine = machine
+        self._frontend = frontend
         self._comms: dict[str, RemoteComm] = {}
 
     def published(self, msg_type: str, content: dict[str, Any], buffers: list[bytes]) -> None:
@@ -104,27 +113,19 @@ class RemoteComms:
             self._drop(comm_id)
 
     def forward(self, msg_type: str, msg: dict[str, Any]) -> None:
-        """Pass a message of the front end on; what it causes appears where the front end expects
-        it, under this message."""
-        parent = msg["header"]["msg_id"]
-
-        def publish(record: Record) -> None:
-            self._publish(record, msg)
-
-        self._machine.listen(parent, publish)
+        """Pass a message of the front end on, and wait until the machine has handled it: the front
+        end takes what a message causes only while this kernel is busy with it."""
         self._machine.comm(
-            parent,
+            msg["header"]["msg_id"],
             msg_type,
             json.dumps(json_clean(msg["content"])).encode(),
             json.dumps(json_clean(msg.get("metadata", {}))).encode(),
             [bytes(buffer) for buffer in msg.get("buffers") or []],
+            self._frontend(self),
         )
 
     def other(self, record: Record) -> None:
         """What the machine's kernel publishes by itself (a thread, a timer)."""
-        self._publish(record, {})
-
-    def _publish(self, record: Record, parent: dict[str, Any]) -> None:
         content = json.loads(record.content)
         if record.msg_type.startswith("comm_"):
             self.published(record.msg_type, content, record.buffers)
@@ -133,7 +134,6 @@ class RemoteComms:
             record.msg_type,
             content,
             metadata=json.loads(record.metadata),
-            parent=parent,
             ident=self._kernel._topic(record.msg_type),
             buffers=record.buffers or None,
         )

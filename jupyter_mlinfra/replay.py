@@ -14,9 +14,9 @@ from .comms import RemoteComms
 
 
 class KernelFrontend:
-    """The front end of one cell: this kernel's own, by the cell's parent header."""
+    """The front end of one cell or comm message: this kernel's own, by the parent header."""
 
-    def __init__(self, kernel: Any, comms: RemoteComms, card: RunState | None) -> None:
+    def __init__(self, kernel: Any, comms: RemoteComms, card: RunState | None = None) -> None:
         self._kernel = kernel
         self._comms = comms
         self._parent = kernel.get_parent("shell")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import sys
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
@@ -44,7 +45,7 @@ class RemoteMagics:
     def remote_cell(self, line: str, cell: str) -> None:
         """``%%remote``."""
         request = self._resolve(grammar.parse_cell(line)).request
-        key = _key(request)
+        key = request.machine
         session = self._session(key, request)
         # The cell keeps its line numbers, which begin with the magic's own line.
         code = cell if cell.lstrip().startswith("%%") else f"#%%remote {line}\n{cell}"
@@ -104,7 +105,7 @@ class RemoteMagics:
             self._sessions[key] = session
             kernel = getattr(self.shell, "kernel", None)
             if kernel is not None:
-                self._comms[key] = RemoteComms(kernel, session)
+                self._comms[key] = RemoteComms(kernel, session, partial(KernelFrontend, kernel))
                 session.comms = self._comms[key].other
         else:
             session.configure(request)
@@ -227,11 +228,6 @@ class RemoteMagics:
             except Exception as error:
                 print(f"%remote: {error}", file=sys.stderr)
         self._sessions.clear()
-
-
-def _key(request: Request) -> Key:
-    """What makes another machine necessary."""
-    return (request.on, request.gpu, request.name, request.isolate)
 
 
 def _mark_as_shown(error: BaseException, traceback: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import queue
 import time
@@ -17,7 +18,7 @@ from mlinfra_sdk.machines.client import AgentClient
 from mlinfra_sdk.machines.portal import Portal
 from mlinfra_sdk.namespace.sync import Report
 from mlinfra_sdk.worker import messages as m
-from mlinfra_sdk.worker.messages import DIED, INPUT, RESULT, Record
+from mlinfra_sdk.worker.messages import DIED, HANDLED, INPUT, RESULT, Record
 
 _PATIENCE = 3.0
 """Seconds after an interrupt before the user is told that the cell goes on."""
@@ -61,7 +62,7 @@ class Running:
         if self._over:
             self._publish(record)
             return
-        if record.msg_type in (RESULT, DIED):
+        if record.msg_type in (RESULT, DIED, HANDLED):
             self._over = True
         size = _size(record)
         self._held += size
@@ -75,6 +76,16 @@ class Running:
         self._over = True
         self._queue.put(error)
 
+    def submitted(self, request: concurrent.futures.Future[bytes]) -> None:
+        """The request that begins it; if that is refused, the run has failed."""
+
+        def refused(done: concurrent.futures.Future[bytes]) -> None:
+            error = done.exception()
+            if error is not None:
+                self.fail(error)
+
+        request.add_done_callback(refused)
+
     def _taken(self, size: int) -> None:
         self._held -= size
         self._room.set()
@@ -82,7 +93,8 @@ class Running:
     def wait(
         self, ask: Callable[[dict[str, Any]], None], tick: Callable[[], None], every: float = 1.0
     ) -> Outcome | Record:
-        """Until the run's end: its outcome, or the record of its kernel's death.
+        """Until the run's end: its outcome, or the record of its kernel's death (of its end, if
+        it is a comm message).
 
         May be called again after an interrupt. ``ask`` handles an input request, ``tick`` is
         called every so many seconds.
@@ -98,7 +110,7 @@ class Running:
             self._portal.soon(self._taken, _size(item))
             if item.msg_type == RESULT:
                 return Outcome(json.loads(item.content), item.buffers[0])
-            if item.msg_type == DIED:
+            if item.msg_type in (DIED, HANDLED):
                 return item
             if item.msg_type == INPUT:
                 ask(json.loads(item.content))

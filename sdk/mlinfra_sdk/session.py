@@ -259,24 +259,34 @@ class Session:
         )
 
     def comm(
-        self, parent: str, msg_type: str, content: bytes, metadata: bytes, buffers: list[bytes]
+        self,
+        parent: str,
+        msg_type: str,
+        content: bytes,
+        metadata: bytes,
+        buffers: list[bytes],
+        frontend: Frontend,
     ) -> None:
-        """Pass a front end's comm message to the kernel; called from any thread."""
+        """Pass a front end's comm message to the kernel and wait until it has been handled. May be
+        called from any thread, also while a run goes on."""
         client = self._client
-        if client is not None and client.closed is None:
-            self._comms_passed = True
-            client.send(
-                m.Comm(client.next_id(), self._kernel, parent, msg_type, content, metadata, buffers)
-            )
-
-    def listen(self, parent: str, publish: Callable[[m.Record], None]) -> None:
-        """Give ``publish`` what the kernel publishes for this parent (a comm message)."""
-        if self._client is not None:
-
-            async def sink(record: m.Record) -> None:
-                publish(record)
-
-            self._client.listen(parent, sink)
+        if client is None or not self._generation:
+            return
+        self._comms_passed = True
+        handling = Running(parent, portal(), frontend.publish)
+        client.listen(parent, handling.sink)
+        request = m.Comm(
+            client.next_id(), self._kernel, parent, msg_type, content, metadata, buffers
+        )
+        handling.submitted(client.send(request))
+        try:
+            ended = follow(client, self._kernel, handling, frontend)
+            if isinstance(ended, m.Record) and ended.msg_type == m.DIED:
+                raise self._kernel_died(ended)
+        except MlinfraError as error:
+            frontend.note(str(error))
+        finally:
+            client.ignore(parent)
 
     # -- how it is done ----------------------------------------------------------------------
 
@@ -333,12 +343,9 @@ class Session:
             self._submit(client, run, code, inputs, count, frontend)
             ended = follow(client, self._kernel, run, frontend)
             if not isinstance(ended, Outcome):
-                self._generation = 0
-                reason = msgspec.json.decode(ended.content)["reason"]
-                self._local.forget(reason)
-                hint = "The next run starts a fresh one and sends its variables."
-                raise KernelDied(reason, hint=hint)
+                raise self._kernel_died(ended)
             result = self._finish(client, ended)
+            client.send(m.Collected(client.next_id(), run.name))
             status = "done" if result.error is None else "error"
             if isinstance(result.error, KeyboardInterrupt):
                 status = "interrupted"
@@ -367,14 +374,7 @@ class Session:
             count,
             frontend.allow_stdin,
         )
-        future = client.send(request)
-
-        def refused(done: Any) -> None:
-            error = done.exception()
-            if error is not None:
-                run.fail(error)
-
-        future.add_done_callback(refused)
+        run.submitted(client.send(request))
 
     def _finish(self, client: AgentClient, outcome: Outcome) -> Result:
         """Take over what the run changed."""
@@ -423,10 +423,16 @@ class Session:
 
     async def _other(self, record: m.Record) -> None:
         if record.msg_type == m.DIED:
-            self._generation = 0
-            self._local.forget(msgspec.json.decode(record.content)["reason"])
+            self._kernel_died(record)
         else:
             self.comms(record)
+
+    def _kernel_died(self, record: m.Record) -> KernelDied:
+        """Forget what only lived there; gives the error for who waits for a run."""
+        self._generation = 0
+        reason = msgspec.json.decode(record.content)["reason"]
+        self._local.forget(reason)
+        return KernelDied(reason, hint="The next run starts a fresh one and sends its variables.")
 
     def _connect(self) -> AgentClient:
         if self._client is not None and self._client.closed is None:

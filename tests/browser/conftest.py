@@ -66,11 +66,11 @@ class Browser:
             pytest.fail(f"{script} failed:\n{node.stdout}", pytrace=False)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def jupyter(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[[str], Browser]]:
-    """Start ``jupyter lab`` or ``jupyter notebook``, each at most once for a test file."""
+    """Start ``jupyter lab`` or ``jupyter notebook``, each at most once."""
     running: dict[str, tuple[Browser, subprocess.Popen[bytes]]] = {}
 
     def start(app: str) -> Browser:

@@ -24,7 +24,7 @@ async function act(notebook) {
   assert.doesNotMatch(await input.innerText(), /secret/);
 
   const loop = notebook.output(LOOP);
-  await loop.getByText('running').waitFor();
+  await loop.locator('pre', { hasText: 'running' }).waitFor();
   await page.getByRole('menuitem', { name: 'Kernel', exact: true }).click();
   await page.getByRole('menuitem', { name: 'Interrupt Kernel' }).click();
   await loop.getByText('KeyboardInterrupt').first().waitFor();

@@ -86,9 +86,16 @@ class Notebook {
     return this.page.locator('.jp-Notebook .jp-Cell').nth(index);
   }
 
-  /** The output area of a cell. */
+  /** What a cell shows of its own. */
   output(index) {
-    return this.cell(index).locator('.jp-Cell-outputArea');
+    return this.cell(index).locator(
+      '.jp-Cell-outputArea > .jp-OutputArea-child:not(:has(> * > [role="status"]))'
+    );
+  }
+
+  /** The run card above it. */
+  card(index) {
+    return this.cell(index).locator('[role="status"]');
   }
 
   /** The number in brackets beside a cell; `null` if the cell was not run to its end. */

@@ -183,6 +183,10 @@ class AgentClient:
         while len(self._sinks) > _REMEMBERED_SINKS:
             self._sinks.popitem(last=False)
 
+    def ignore(self, parent: str) -> None:
+        """What has this parent belongs to the rest from now on."""
+        self._sinks.pop(parent, None)
+
     def listen_to_rest(self, sink: Sink) -> None:
         """Give ``sink`` what no other one takes."""
         self._other = sink

@@ -70,8 +70,8 @@ class Agent:
 
     @property
     def busy(self) -> bool:
-        """Whether any kernel runs a cell."""
-        return any(kernel.running for kernel in self._kernels.values())
+        """Whether any kernel runs a cell or handles a widget's event."""
+        return any(kernel.running or kernel.handling for kernel in self._kernels.values())
 
     @property
     def connected(self) -> bool:

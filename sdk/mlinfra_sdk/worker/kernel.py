@@ -26,6 +26,7 @@ from mlinfra_sdk.namespace.delta import Inputs, Outputs
 from mlinfra_sdk.namespace.sync import WorkerNamespace
 from mlinfra_sdk.objects.store import ChunkStore
 from mlinfra_sdk.worker.messages import (
+    HANDLED,
     JOBS_VARIABLE,
     RESULT,
     SHARED_VARIABLE,
@@ -119,6 +120,9 @@ class WorkerKernel(IPythonKernel):
                 outputs = self._namespace.fetch(job.arguments[0])
             elif job.op == "values":
                 outputs = self._namespace.values(job.arguments)
+            elif job.op == "forget":
+                self._namespace.forget()
+                outputs = Outputs()
             else:
                 return await self._run_cell(job, code, silent, *args, **kwargs)
             content: dict[str, Any] = {"status": "ok"}
@@ -158,7 +162,12 @@ class WorkerKernel(IPythonKernel):
         return content
 
     def _publish_status(self, status: str, channel: str, parent: Any = None) -> None:
-        """Left out: the agent knows the state of a run by its result."""
+        """Only the end of a comm message; that of a run is known by its result."""
+        parent = parent or self.get_parent(channel)
+        if status != "idle" or not parent or not parent["msg_type"].startswith("comm_"):
+            return
+        session: Any = self.session
+        session.send(self.iopub_socket, HANDLED, {}, parent=parent, ident=self._topic(HANDLED))
 
     def _publish_execute_input(self, code: str, parent: Any, execution_count: int) -> None:
         """Left out: the notebook has the code."""

@@ -28,7 +28,7 @@ import zmq.asyncio
 from jupyter_client.session import Session
 
 from mlinfra_sdk.errors import KernelDied
-from mlinfra_sdk.worker.messages import BEGUN, DIED, INPUT, JOBS_VARIABLE, RESULT, Record
+from mlinfra_sdk.worker.messages import BEGUN, DIED, HANDLED, INPUT, JOBS_VARIABLE, RESULT, Record
 
 START_LIMIT = 60.0
 """Seconds within which a kernel must answer."""
@@ -53,6 +53,8 @@ class KernelHost:
         self.generation = 0
         self.running: set[str] = set()
         """The run that has been handed to the kernel and has not ended, and those that wait."""
+        self.handling: set[str] = set()
+        """Comm messages that have been handed to the kernel and have not been handled."""
         self._env = env
         self._tasks = tasks
         self._publish = publish
@@ -174,6 +176,7 @@ class KernelHost:
         """Pass a comm message on. While a cell runs it goes to a subshell, so that a widget's
         callback need not wait for the cell's end."""
         process = self._require()
+        self.handling.add(parent)
         subshell = await process.subshell() if self.running else None
         await process.send(
             msg_type, parent, json.loads(content), json.loads(metadata), buffers, subshell
@@ -211,8 +214,9 @@ class KernelHost:
         content = json.dumps({"reason": reason}).encode()
         for waiter in list(self._evaluations.values()):
             waiter.finish(Record(self.name, "", 0, DIED, content))
-        runs = sorted(self.running) or [""]
+        runs = sorted(self.running | self.handling) or [""]
         self.running.clear()
+        self.handling.clear()
         self._queue.clear()
         self._current = None
         for run in runs:
@@ -243,7 +247,9 @@ class KernelHost:
         self, run: str, msg_type: str, content: bytes, metadata: bytes, buffers: list[bytes]
     ) -> None:
         await self._publish(Record(self.name, run, 0, msg_type, content, metadata, buffers))
-        if msg_type in (RESULT, DIED):
+        if msg_type == HANDLED:
+            self.handling.discard(run)
+        elif msg_type in (RESULT, DIED):
             self.running.discard(run)
             if run == self._current:
                 self._current = None

@@ -56,7 +56,7 @@ class Execute(Request):
 
 class Evaluate(Request):
     """Have the kernel answer a question about its variables: ``fetch`` (one token) or ``values``
-    (names). Answered with encoded :class:`mlinfra_sdk.namespace.delta.Outputs`."""
+    (names), or ``forget`` what its client knows of them, for another client. Answered with encoded :class:`mlinfra_sdk.namespace.delta.Outputs`."""
 
     kernel: str
     what: str
@@ -220,7 +220,8 @@ class AgentInfo(msgspec.Struct, omit_defaults=True):
 class Record(msgspec.Struct, array_like=True):
     """One message of a kernel, numbered within its run.
 
-    ``msg_type`` is Jupyter's, or one of :data:`RESULT`, :data:`DIED`, :data:`INPUT`.
+    ``msg_type`` is Jupyter's, or one of :data:`RESULT`, :data:`DIED`, :data:`INPUT`,
+    :data:`HANDLED`.
     ``parent`` is the run that the message belongs to, or a front end's comm message.
     """
 
@@ -240,6 +241,9 @@ DIED = "mlinfra_died"
 """The kernel's process ended: content is ``{"reason": text}``."""
 
 INPUT = "input_request"
+
+HANDLED = "mlinfra_handled"
+"""The end of a comm message: the kernel has handled it."""
 
 BEGUN = "mlinfra_begun"
 """A run that waited for others has been handed to the kernel; only the agent sees this."""
