@@ -152,6 +152,10 @@ class Agent:
                 await self._execute(session, request)
             case m.Attach():
                 return self._attach(session, request)
+            case m.Leave():
+                run = self.runs.get(request.run)
+                if run is not None:
+                    run.leave(session)
             case m.Collected():
                 run = self.runs.get(request.run)
                 if run is not None:
@@ -228,25 +232,26 @@ class Agent:
                 title=title,
             )
         )
-        self._follow(run, session, 0)
+        if not request.detached:
+            self._follow(run, session, 0, owns=True)
         await kernel.execute(
             request.run, request.code, request.inputs, request.count, request.allow_stdin
         )
 
-    def _follow(self, run: Run, session: LinkSession, after: int) -> None:
-        run.session = session
-        run.wake()
-        self._followers[session].start_soon(run.follow, session, after)
+    def _follow(self, run: Run, session: LinkSession, after: int, *, owns: bool) -> None:
+        self._followers[session].start_soon(run.follow, run.admit(session, owns), after)
 
     def _attach(self, session: LinkSession, request: m.Attach) -> m.RunInfo:
         run = self.runs.find(request.run)
-        if run.followed and run.session is not session and not request.take:
+        taken = run.owner not in (None, session)
+        if taken and not (request.take or request.watch):
             raise RequestError(
                 f"The run {request.run!r} is followed by another notebook.",
                 hint="Close that one, or attach with `take`.",
             )
-        self._listeners[run.info.kernel] = session
-        self._follow(run, session, request.after)
+        if not request.watch:
+            self._listeners[run.info.kernel] = session
+        self._follow(run, session, request.after, owns=not request.watch)
         return run.info
 
     async def _cancel(self, run: Run) -> None:

@@ -86,6 +86,16 @@ class WorkerKernel(IPythonKernel):
             self._jobs = ZMQStream(socket, self.io_loop)
             self._jobs.on_recv(self._take_job, copy=False)
 
+    def _wake_on_signals(self) -> None:
+        """Let a signal end the event loop's sleep: without it an interrupt of a top-level await
+        is noticed when something else happens."""
+        self._wakeup = socket.socketpair()
+        reader, writer = self._wakeup
+        reader.setblocking(False)
+        writer.setblocking(False)
+        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        asyncio.get_running_loop().add_reader(reader, reader.recv, 4096)
+
     async def _take_job(self, msg: Any) -> None:
         await self.shell_main(None, msg)
 

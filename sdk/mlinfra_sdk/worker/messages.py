@@ -52,11 +52,14 @@ class Execute(Request):
     allow_stdin: bool = False
     label: str = ""
     notebook: str = ""
+    detached: bool = False
+    """Nobody follows the run from its beginning."""
 
 
 class Evaluate(Request):
     """Have the kernel answer a question about its variables: ``fetch`` (one token) or ``values``
-    (names), or ``forget`` what its client knows of them, for another client. Answered with encoded :class:`mlinfra_sdk.namespace.delta.Outputs`."""
+    (names), or ``forget`` what its client knows of them, for another client. Answered with encoded
+    :class:`mlinfra_sdk.namespace.delta.Outputs`."""
 
     kernel: str
     what: str
@@ -65,11 +68,19 @@ class Evaluate(Request):
 
 class Attach(Request):
     """Follow a run, by its id or label, from the message after ``after`` on; answered with its
-    :class:`RunInfo`. A run that another client follows is refused unless ``take``."""
+    :class:`RunInfo`. A run that another client follows is refused unless ``take``; who only wants
+    to ``watch`` will not collect it."""
 
     run: str
     after: int = 0
     take: bool = False
+    watch: bool = False
+
+
+class Leave(Request):
+    """Follow a run no longer."""
+
+    run: str
 
 
 class Collected(Request):
@@ -155,6 +166,7 @@ AnyRequest = (
     | Execute
     | Evaluate
     | Attach
+    | Leave
     | Collected
     | Cancel
     | ListRuns

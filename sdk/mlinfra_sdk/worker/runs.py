@@ -26,65 +26,90 @@ from mlinfra_sdk.worker.journal import Gap, Journal
 _INFO = "run.json"
 
 
+class Follower:
+    """A client that is sent a run's messages. The one that ``owns`` the run will collect it;
+    others only watch."""
+
+    def __init__(self, session: LinkSession, owns: bool) -> None:
+        self.session = session
+        self.owns = owns
+        self.active = True
+        self.behind = 0
+
+    @property
+    def connected(self) -> bool:
+        """Whether its client is there right now."""
+        return self.active and self.session.status.state is State.CONNECTED
+
+
 class Run:
     """One run and its journal."""
 
     def __init__(self, info: m.RunInfo, journal: Journal) -> None:
         self.info = info
         self.journal = journal
-        self.session: LinkSession | None = None
-        """Who follows it, or followed it last."""
         self.collected = False
+        self._followers: list[Follower] = []
         self._changed = anyio.Event()
         self._caught_up = anyio.Event()
-        self._following = 0
 
     @property
-    def followed(self) -> bool:
-        """Whether a client that is there follows it."""
-        return self.session is not None and self.session.status.state is State.CONNECTED
+    def owner(self) -> LinkSession | None:
+        """The connected client that is going to collect the run."""
+        return next((it.session for it in self._followers if it.owns and it.connected), None)
 
     async def publish(self, record: m.Record) -> None:
         """Take a message of the kernel."""
         if self.collected:
-            if self.session is not None:
-                with suppress(LinkClosed):
-                    await self.session.send(Channel.JOURNAL, m.encode(record))
+            for follower in self._followers:
+                if follower.connected:
+                    with suppress(LinkClosed):
+                        await follower.session.send(Channel.JOURNAL, m.encode(record))
             return
         record.number = self.journal.last + 1
         self.journal.append(m.encode(record))
         self._changed.set()
-        while self.journal.full and self.followed and self._following:
+        while self.journal.full and any(it.connected and it.behind for it in self._followers):
             # Its client is only slow: it shall lose nothing.
             self._caught_up = anyio.Event()
             with anyio.move_on_after(1):
                 await self._caught_up.wait()
-            if self._behind == 0:
-                break
 
-    _behind = 0
+    def admit(self, session: LinkSession, owns: bool) -> Follower:
+        """A new follower; one that owns the run takes it over from those before."""
+        for follower in self._followers:
+            if owns or follower.session is session:
+                follower.active = False
+        self._followers = [it for it in self._followers if it.active]
+        follower = Follower(session, owns)
+        self._followers.append(follower)
+        self._changed.set()
+        return follower
 
-    async def follow(self, session: LinkSession, after: int) -> None:
-        """Send the messages above ``after`` to a client, then what comes, until it is collected
-        or another client takes over."""
-        self.session = session
-        self._following += 1
+    def leave(self, session: LinkSession) -> None:
+        """This client follows the run no longer."""
+        for follower in self._followers:
+            if follower.session is session:
+                follower.active = False
+        self._followers = [it for it in self._followers if it.active]
+        self._changed.set()
+
+    async def follow(self, follower: Follower, after: int) -> None:
+        """Send a follower the messages above ``after``, then what comes, until the run is
+        collected or the follower has left."""
         reader = self.journal.reader(after)
-        try:
-            while self.session is session and not self.collected:
-                self._changed = anyio.Event() if self._changed.is_set() else self._changed
+        with suppress(LinkClosed):
+            while follower.active and not self.collected:
+                if self._changed.is_set():
+                    self._changed = anyio.Event()
                 items = reader.read()
                 for item in items:
                     data = self._marker(item) if isinstance(item, Gap) else item
-                    await session.send(Channel.JOURNAL, data)
-                self._behind = self.journal.last - reader.number
+                    await follower.session.send(Channel.JOURNAL, data)
+                follower.behind = self.journal.last - reader.number
                 if reader.at_end or not items:
                     self._caught_up.set()
                     await self._changed.wait()
-        except LinkClosed:
-            pass
-        finally:
-            self._following -= 1
 
     def _marker(self, gap: Gap) -> bytes:
         count = gap.last - gap.first + 1
@@ -157,7 +182,7 @@ class Runs:
         for run in self._runs.values():
             if not run.collected:
                 run.info.messages = run.journal.last
-                run.info.followed = run.followed
+                run.info.followed = run.owner is not None
                 yield run.info
 
     def ended(self, run: Run, status: str) -> None:
