@@ -463,9 +463,11 @@ def test_callables_that_refer_to_paired_objects() -> None:
 
 def test_weak_references_follow() -> None:
     node, new_node = Node("a"), Node("b")
-    new = {"ref": weakref.ref(new_node), "node": new_node}
+    method = weakref.WeakMethod(new_node.method)
+    new = {"ref": weakref.ref(new_node), "method": method, "node": new_node}
     graft(new, {id(new_node): node})
     assert new["ref"]() is node
+    assert new["method"] is method
 
 
 def test_what_getstate_leaves_out_stays() -> None:

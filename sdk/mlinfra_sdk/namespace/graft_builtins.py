@@ -173,6 +173,8 @@ def _method(work: Grafting, new: Any) -> Any:
 
 
 def _weakref(work: Grafting, new: Any) -> Any:
+    if type(new) is not weakref.ref:
+        return new
     referent = new()
     resolved = work.resolve(referent)
     return new if resolved is referent else weakref.ref(resolved, new.__callback__)
