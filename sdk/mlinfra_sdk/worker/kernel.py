@@ -7,6 +7,8 @@ the cell changed after it, all within the one execute request.
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import sys
 import traceback
 from collections.abc import Iterable
@@ -78,12 +80,13 @@ class WorkerKernel(IPythonKernel):
         """Also take the agent's requests from a socket of their own, in the main thread: the way
         through ipykernel's shell thread costs a warm cell half a millisecond."""
         super().start()
+        self._wake_on_signals()
         address = os.environ.get(JOBS_VARIABLE)
         if address:
-            socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PULL)
-            socket.linger = 0
-            socket.bind(address)
-            self._jobs = ZMQStream(socket, self.io_loop)
+            jobs: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PULL)
+            jobs.linger = 0
+            jobs.bind(address)
+            self._jobs = ZMQStream(jobs, self.io_loop)
             self._jobs.on_recv(self._take_job, copy=False)
 
     def _wake_on_signals(self) -> None:
@@ -94,7 +97,7 @@ class WorkerKernel(IPythonKernel):
         reader.setblocking(False)
         writer.setblocking(False)
         signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        asyncio.get_running_loop().add_reader(reader, reader.recv, 4096)
+        self.io_loop.add_handler(reader, lambda fd, events: reader.recv(4096), self.io_loop.READ)
 
     async def _take_job(self, msg: Any) -> None:
         await self.shell_main(None, msg)
