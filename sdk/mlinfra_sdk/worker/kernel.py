@@ -97,7 +97,11 @@ class WorkerKernel(IPythonKernel):
         reader.setblocking(False)
         writer.setblocking(False)
         signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        self.io_loop.add_handler(reader, lambda fd, events: reader.recv(4096), self.io_loop.READ)
+
+        def drain(_: socket.socket, events: int) -> None:
+            reader.recv(4096)
+
+        self.io_loop.add_handler(reader, drain, self.io_loop.READ)
 
     async def _take_job(self, msg: Any) -> None:
         await self.shell_main(None, msg)
