@@ -91,13 +91,17 @@ class Running:
         self._room.set()
 
     def wait(
-        self, ask: Callable[[dict[str, Any]], None], tick: Callable[[], None], every: float = 1.0
+        self,
+        ask: Callable[[dict[str, Any]], None],
+        tick: Callable[[], None],
+        every: float = 1.0,
+        last: int | None = None,
     ) -> Outcome | Record:
         """Until the run's end: its outcome, or the record of its kernel's death (of its end, if
         it is a comm message).
 
         May be called again after an interrupt. ``ask`` handles an input request, ``tick`` is
-        called every so many seconds.
+        called every so many seconds. With ``last`` only up to the message of this number.
         """
         while True:
             try:
@@ -116,6 +120,8 @@ class Running:
                 ask(json.loads(item.content))
             else:
                 self._publish(item)
+            if last is not None and item.number >= last:
+                return item
 
 
 def follow(client: AgentClient, kernel: str, run: Running, frontend: Frontend) -> Outcome | Record:

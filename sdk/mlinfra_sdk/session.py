@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from mlinfra_sdk import lifetime, paths, spec
-from mlinfra_sdk.errors import KernelDied, LedgerError, LinkError, MlinfraError
+from mlinfra_sdk.errors import KernelDied, LedgerError, LinkError, MlinfraError, RequestError
 from mlinfra_sdk.frontend import Console, Frontend
+from mlinfra_sdk.jobs import Background, RunHandle
 from mlinfra_sdk.ledger import Ledger
 from mlinfra_sdk.machines import lifecycle
 from mlinfra_sdk.machines.client import AgentClient
@@ -25,7 +26,7 @@ from mlinfra_sdk.machines.lifecycle import LiveMachine
 from mlinfra_sdk.machines.portal import portal
 from mlinfra_sdk.namespace.analysis import CellNames, cell_names
 from mlinfra_sdk.namespace.delta import Inputs, Outputs
-from mlinfra_sdk.namespace.sync import LocalNamespace, RemoteValue
+from mlinfra_sdk.namespace.sync import LocalNamespace, RemoteValue, Report
 from mlinfra_sdk.objects.store import ChunkStore
 from mlinfra_sdk.running import Outcome, Result, Running, exception_of, follow
 from mlinfra_sdk.spec import Request
@@ -258,6 +259,131 @@ class Session:
             cell=cell,
         )
 
+    # -- runs that go on by themselves -------------------------------------------------------
+
+    def start(
+        self,
+        code: str,
+        names: CellNames,
+        *,
+        count: int,
+        frontend: Frontend | None = None,
+        label: str = "",
+        cell: str = "",
+        new_kernel: bool = False,
+    ) -> RunHandle:
+        """Run a cell without waiting for it. With a ``frontend`` its outputs appear there as they
+        come; without one nobody follows it until :meth:`attach`. Runs of one kernel wait for each
+        other; ``new_kernel`` gives it one of its own."""
+        with self._lock:
+            client = self._ready(frontend or Console())
+            if new_kernel:
+                self._local.abandon()
+            try:
+                inputs = self._local.prepare(names, code)
+                if not self._shared_store and (digests := inputs.digests()):
+                    client.upload(digests)
+            finally:
+                self._local.abandon()
+            run, kernel = secrets.token_hex(4), self._kernel
+            if new_kernel:
+                kernel = f"k{secrets.token_hex(4)}"
+                cwd = os.getcwd() if self._shared_store else ""
+                client.ask(m.OpenKernel(client.next_id(), kernel, cwd), m.KernelInfo)
+            background = None
+            if frontend is not None:
+                background = Background(frontend.publish)
+                client.listen(run, background.sink)
+                client.when_closed(background.fail)
+            request = m.Execute(
+                client.next_id(),
+                kernel,
+                run,
+                code,
+                _encode_inputs(inputs),
+                count,
+                label=label,
+                notebook=self._notebook,
+                ledger=self._open_run("cell", cell) or 0,
+                detached=frontend is None,
+            )
+            client.send(request).result()
+            return RunHandle(self, run, label, background)
+
+    def runs(self) -> list[m.RunInfo]:
+        """What runs, waits or has ended on the machine and has not been collected."""
+        with self._lock:
+            client = self._connect()
+            return client.ask(m.ListRuns(client.next_id()), list[m.RunInfo])
+
+    def cancel(self, run: str) -> None:
+        """Interrupt a run, or take it out of the queue."""
+        with self._lock:
+            client = self._connect()
+            client.send(m.Cancel(client.next_id(), run)).result()
+
+    def attach(self, run: str, *, frontend: Frontend | None = None, take: bool = False) -> Result:
+        """Bring a run back, by its id or label: all its outputs, live from there on, and at its
+        end its variables. From then on its kernel is this session's."""
+        frontend = frontend or Console()
+        with self._lock:
+            client = self._connect()
+            info = self._find_run(run)
+            following = Running(info.run, portal(), frontend.publish)
+            client.listen(info.run, following.sink)
+            frontend.phase("running")
+            client.send(m.Attach(client.next_id(), info.run, take=take)).result()
+            if self._kernel != info.kernel:
+                self._kernel, self._generation = info.kernel, 0
+            ended = follow(client, self._kernel, following, frontend)
+            if not isinstance(ended, Outcome):
+                client.send(m.Collected(client.next_id(), info.run))
+                self._close_run(info.ledger, "lost", time.time() - info.started, 0, 0)
+                raise self._kernel_died(ended)
+            return self.collect(info.run, ended)
+
+    def watch(self, run: str, publish: Callable[[m.Record], None], *, until_end: bool) -> None:
+        """Show what a run has published, and with ``until_end`` what it still will."""
+        with self._lock:
+            client = self._connect()
+            info = self._find_run(run)
+        if not info.messages and not until_end:
+            return
+        watching = Running(info.run, portal(), publish)
+        client.listen(info.run, watching.sink)
+        try:
+            client.send(m.Attach(client.next_id(), info.run, watch=True)).result()
+            last = None if until_end else info.messages
+            watching.wait(lambda content: None, lambda: None, last=last)
+        finally:
+            client.ignore(info.run)
+            client.send(m.Leave(client.next_id(), info.run))
+
+    def collect(self, run: str, outcome: Outcome) -> Result:
+        """Take over the variables of a run that has ended, and let the machine forget it."""
+        with self._lock:
+            client = self._connect()
+            info = self._find_run(run)
+            result = self._finish(client, outcome, self._local.adopt)
+            if self._kernel == info.kernel:
+                client.send(m.Evaluate(client.next_id(), self._kernel, "forget")).result()
+            client.send(m.Collected(client.next_id(), run))
+            status = "done" if result.error is None else "error"
+            seconds = (info.ended or time.time()) - info.started
+            self._close_run(info.ledger, status, seconds, 0, 0)
+            return result
+
+    def _find_run(self, run: str) -> m.RunInfo:
+        known = self.runs()
+        for info in known:
+            if run in (info.run, info.label):
+                return info
+        names = [info.label or info.run for info in known]
+        raise RequestError(
+            f"There is no run {run!r} on this machine.{spec.did_you_mean(run, names)}",
+            hint=f"Runs there: {', '.join(names) or 'none'}.",
+        )
+
     def comm(
         self,
         parent: str,
@@ -344,7 +470,7 @@ class Session:
             ended = follow(client, self._kernel, run, frontend)
             if not isinstance(ended, Outcome):
                 raise self._kernel_died(ended)
-            result = self._finish(client, ended)
+            result = self._finish(client, ended, self._local.apply)
             client.send(m.Collected(client.next_id(), run.name))
             status = "done" if result.error is None else "error"
             if isinstance(result.error, KeyboardInterrupt):
@@ -376,12 +502,14 @@ class Session:
         )
         run.submitted(client.send(request))
 
-    def _finish(self, client: AgentClient, outcome: Outcome) -> Result:
+    def _finish(
+        self, client: AgentClient, outcome: Outcome, apply: Callable[[Outputs], Report]
+    ) -> Result:
         """Take over what the run changed."""
         outputs = _decode_outputs(outcome.outputs)
         if not self._shared_store:
             client.download(outputs.digests())
-        report = self._local.apply(outputs)
+        report = apply(outputs)
         reply = outcome.reply
         report.warnings[:0] = reply.get("warnings", [])
         result = Result(

@@ -50,6 +50,7 @@ class AgentClient:
         self._sinks: OrderedDict[str, Sink] = OrderedDict()
         self._other: Sink | None = None
         self._expected: dict[bytes, anyio.Event] = {}
+        self._on_close: list[Callable[[LinkClosed], None]] = []
         self._close_requested: anyio.Event | None = None
         self.closed: LinkClosed | None = None
         """Why the link is closed, once it is."""
@@ -108,6 +109,8 @@ class AgentClient:
             if not future.done():
                 future.set_exception(self.closed)
         self._waiting.clear()
+        for act in self._on_close:
+            act(self.closed)
 
     async def _until_closed(self, link: LinkSession) -> None:
         await link.wait_closed()
@@ -143,6 +146,10 @@ class AgentClient:
                 event = self._expected.pop(digest, None)
                 if event is not None:
                     event.set()
+
+    def when_closed(self, act: Callable[[LinkClosed], None]) -> None:
+        """Call ``act`` in the portal's thread when the link is closed for good."""
+        self._on_close.append(act)
 
     # -- requests ----------------------------------------------------------------------------
 

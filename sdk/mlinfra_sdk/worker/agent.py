@@ -230,6 +230,7 @@ class Agent:
                 label=request.label,
                 notebook=request.notebook,
                 title=title,
+                ledger=request.ledger,
             )
         )
         if not request.detached:

@@ -52,6 +52,8 @@ class Execute(Request):
     allow_stdin: bool = False
     label: str = ""
     notebook: str = ""
+    ledger: int = 0
+    """The client's own number of the run, for whoever collects it."""
     detached: bool = False
     """Nobody follows the run from its beginning."""
 
@@ -215,6 +217,7 @@ class RunInfo(msgspec.Struct, omit_defaults=True):
     ended: float = 0.0
     messages: int = 0
     followed: bool = False
+    ledger: int = 0
 
 
 class AgentInfo(msgspec.Struct, omit_defaults=True):

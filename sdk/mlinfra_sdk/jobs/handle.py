@@ -1,0 +1,100 @@
+"""What a user holds of a run that goes on by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
+
+from mlinfra_sdk.errors import MlinfraError
+from mlinfra_sdk.jobs.background import Background
+from mlinfra_sdk.worker.messages import RunInfo
+
+if TYPE_CHECKING:
+    from mlinfra_sdk.running import Result
+    from mlinfra_sdk.session import Session
+
+_POLL = 0.5
+
+
+class RunHandle:
+    """A run on a machine, like a future: :meth:`result` waits for it, brings its variables here
+    and gives the value of its last expression. It can be awaited too.
+
+    A detached run (without ``background``) is not followed: it is asked for.
+    """
+
+    def __init__(
+        self, session: Session, run: str, label: str, background: Background | None
+    ) -> None:
+        self.run = run
+        self.label = label
+        self._session = session
+        self._background = background
+        self._result: Result | None = None
+
+    @property
+    def name(self) -> str:
+        """What ``%remote attach`` and its like call it."""
+        return self.label or self.run
+
+    def info(self) -> RunInfo | None:
+        """How it is over there; None once it has been collected."""
+        return next((it for it in self._session.runs() if it.run == self.run), None)
+
+    def done(self) -> bool:
+        """Whether it has ended."""
+        if self._result is not None:
+            return True
+        if self._background is not None:
+            return self._background.outcome.done()
+        info = self.info()
+        return info is None or info.ended > 0
+
+    def cancel(self) -> None:
+        """Interrupt it, or take it out of the queue."""
+        self._session.cancel(self.run)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for its end, at most ``timeout`` seconds; whether it has ended."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self.done():
+            if deadline is not None and time.monotonic() >= deadline:
+                return False
+            time.sleep(_POLL if self._background is None else 0.05)
+        return True
+
+    def collect(self) -> Result:
+        """Wait for its end and bring its variables here; what it raised is in the result."""
+        if self._result is None:
+            if self._background is None:
+                self._result = self._session.attach(self.run)
+            else:
+                outcome = self._background.outcome.result()
+                self._result = self._session.collect(self.run, outcome)
+        return self._result
+
+    def result(self, timeout: float | None = None) -> Any:
+        """The value of its last expression; raises what it raised."""
+        if not self.wait(timeout):
+            raise MlinfraError(
+                f"The run {self.name} has not ended within {timeout:g} s.",
+                hint="It goes on; ask again later.",
+            )
+        result = self.collect()
+        if result.error is not None:
+            raise result.error
+        return result.value
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._awaited().__await__()
+
+    async def _awaited(self) -> Any:
+        while not self.done():
+            await asyncio.sleep(0.05)
+        return self.result()
+
+    def __repr__(self) -> str:
+        state = "ended" if self.done() else "running"
+        return f"<run {self.name}: {state}>"
