@@ -148,6 +148,15 @@ def test_functions_of_modules_keep_their_modules_globals(ends: Ends) -> None:
     assert cm.__globals__ is vars(sys.modules["contextlib"])
 
 
+def test_functions_of_no_module_share_their_own_globals(ends: Ends) -> None:
+    scope: dict[str, Any] = {"k": 1, "unused": 2}
+    exec("def f():\n    global k\n    k += 1\ndef g(): return k", scope)
+    (f, g), _ = ends.send(scope["f"], scope["g"])
+    f()
+    assert g() == 2 and scope["k"] == 1
+    assert f.__globals__ is g.__globals__ and "unused" not in f.__globals__
+
+
 def test_named_definitions_travel_as_names(ends: Ends) -> None:
     ns = ends.define("def f(): return 1\nclass C: pass\nitems = [f, C(), C]")
     ends.there.ns.update(f="the f over there", C=ns["C"])
@@ -523,10 +532,21 @@ def test_what_pickle_itself_rejects_is_one_clear_error(ends: Ends) -> None:
     ns = ends.define("class Odd:\n    def __reduce__(self): return 1, 2\no = Odd()")
     with pytest.raises(NotTransferable, match="'o' cannot be pickled"):
         encode([ns["o"]], ends.here, where="'o'")
+
+
+def test_deep_graphs_travel(ends: Ends) -> None:
     deep: list[Any] = []
-    for _ in range(100_000):
+    for _ in range(20_000):
         deep = [deep]
-    with pytest.raises(NotTransferable):
+    if sys.version_info < (3, 12):  # later ones limit the C stack
+        (copy,), _ = ends.send(deep)
+        depth = 0
+        while copy:
+            copy, depth = copy[0], depth + 1
+        assert depth == 20_000
+    for _ in range(2_000_000):
+        deep = [deep]
+    with pytest.raises(NotTransferable, match="recursion"):
         encode([deep], ends.here)
     while deep:
         deep = deep.pop()

@@ -7,11 +7,10 @@ content it holds; what differs is sent before a cell, what the cell changed is t
 from __future__ import annotations
 
 import re
-import sys
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -19,11 +18,20 @@ from mlinfra_sdk.errors import MlinfraError, NotTransferable
 from mlinfra_sdk.namespace import ambient
 from mlinfra_sdk.namespace.delta import EXTRA, FORMER, Group, Inputs, Outputs, RemoteRef
 from mlinfra_sdk.namespace.graft import graft
-from mlinfra_sdk.namespace.graphs import Root, Scanner, components, from_runs, to_runs
+from mlinfra_sdk.namespace.graphs import Root, Scanner, components, from_runs
+from mlinfra_sdk.namespace.records import (
+    Arrived,
+    Exchange,
+    GroupRecord,
+    KnownGroups,
+    Record,
+    group_record,
+)
 from mlinfra_sdk.namespace.remote_value import RemoteValue
 from mlinfra_sdk.namespace.views import pair_views
 from mlinfra_sdk.objects.code import apply_class_state
 from mlinfra_sdk.objects.codec import decode
+from mlinfra_sdk.objects.modules import loaded_submodules
 from mlinfra_sdk.objects.realm import Foreign, Realm, Stub
 
 if TYPE_CHECKING:
@@ -46,51 +54,6 @@ class Report(msgspec.Struct):
     extra: dict[str, Any] = {}
     error: BaseException | None = None
     warnings: list[str] = []
-
-
-class _Record(msgspec.Struct, frozen=True):
-    """The worker holds the content ``digest`` of a variable, loaded with group ``group``."""
-
-    digest: bytes
-    group: int
-
-
-class _GroupRecord(msgspec.Struct, frozen=True):
-    """A graph that the worker holds.
-
-    ``runs`` say for each variable which index of the group's graph is which of the variable's own.
-    Groups of one ``family`` share objects over there.
-    """
-
-    names: tuple[str, ...]
-    digest: bytes
-    runs: dict[str, list[int]]
-    family: int
-
-
-_KnownGroups: TypeAlias = dict[int, dict[str, list[int]]]
-"""By group id: the runs (see _GroupRecord) of its variables that are still what they were."""
-
-
-class _Exchange(msgspec.Struct, eq=False):
-    """A cell that is under way."""
-
-    roots: dict[str, Root]
-    records: dict[str, _Record]
-    groups: dict[int, _GroupRecord]
-    deleted: list[str]
-    exports: int
-    released: int
-    ambient: dict[str, bytes] = {}
-
-
-class _Arrived(msgspec.Struct, eq=False):
-    """A rebuilt group: its values, the ids of its objects by index, groups it shares with."""
-
-    group: int
-    values: dict[str, Any]
-    ids: dict[int, int]
-    linked: set[int]
 
 
 class LocalNamespace:
@@ -119,9 +82,9 @@ class LocalNamespace:
         self._shared_fs = shared_fs
         self._realm = Realm(ns)
         self._next_group = 1
-        self._exchange: _Exchange | None = None
-        self._records: dict[str, _Record] = {}
-        self._groups: dict[int, _GroupRecord] = {}
+        self._exchange: Exchange | None = None
+        self._records: dict[str, Record] = {}
+        self._groups: dict[int, GroupRecord] = {}
         self._ambient: dict[str, bytes] = {}
         self._remote_values: weakref.WeakValueDictionary[str, RemoteValue]
         self._remote_values = weakref.WeakValueDictionary()
@@ -139,7 +102,7 @@ class LocalNamespace:
         """
         hidden = self._hidden_names()
         if cell.everything:
-            wanted = [name for name in self.ns if name not in hidden]
+            wanted = [name for name in list(self.ns) if name not in hidden]
         else:
             wanted = [
                 name
@@ -171,7 +134,7 @@ class LocalNamespace:
         scanner = Scanner(self._realm, self._store)
         roots = self._closure(scanner, wanted, values, hidden)
         deleted = [name for name in self._records if name not in self.ns and name not in values]
-        exchange = _Exchange(roots, {}, {}, deleted, len(self._exports), len(self._released))
+        exchange = Exchange(roots, {}, {}, deleted, len(self._exports), len(self._released))
         groups = []
         used_families: set[int] = set()
         resent: set[str] = set()
@@ -188,9 +151,9 @@ class LocalNamespace:
             resent |= {root.name for root in component if not isinstance(root.value, type)}
             digest = scanner.digest(graph.dump)
             ids = {index: key for key, (index, _) in graph.dump.memo.items()}
-            exchange.groups[group.id] = _group_record(component, digest, ids, group.id)
+            exchange.groups[group.id] = group_record(component, digest, ids, group.id)
             for name in graph.names:
-                exchange.records[name] = _Record(digests[name], group.id)
+                exchange.records[name] = Record(digests[name], group.id)
         self._exchange = exchange
         state = ambient.read_all(self._shared_fs)
         exchange.ambient.update(state)
@@ -277,7 +240,7 @@ class LocalNamespace:
             self._records.pop(name, None)
         ambient_then, self._ambient = self._ambient, {}
         report = Report(warnings=list(outputs.warnings))
-        arrived: list[_Arrived] = []
+        arrived: list[Arrived] = []
         self._realm.arriving = {}
         try:
             for group in outputs.groups:
@@ -307,7 +270,7 @@ class LocalNamespace:
             self._ambient = {**ambient_then, **exchange.ambient}
         return report
 
-    def _commit(self, exchange: _Exchange) -> None:
+    def _commit(self, exchange: Exchange) -> None:
         """The worker has loaded what was prepared."""
         self._records.update(exchange.records)
         self._groups.update(exchange.groups)
@@ -316,8 +279,8 @@ class LocalNamespace:
         del self._exports[: exchange.exports]
         del self._released[: exchange.released]
 
-    def _known_groups(self, names: Iterable[str]) -> _KnownGroups:
-        known: _KnownGroups = {}
+    def _known_groups(self, names: Iterable[str]) -> KnownGroups:
+        known: KnownGroups = {}
         for name in names:
             record = self._records.get(name)
             if record is not None:
@@ -325,7 +288,7 @@ class LocalNamespace:
                 known.setdefault(record.group, {})[name] = runs
         return known
 
-    def _rebuild(self, group: Group, roots: dict[str, Root], known: _KnownGroups) -> _Arrived:
+    def _rebuild(self, group: Group, roots: dict[str, Root], known: KnownGroups) -> Arrived:
         """The values of a group, old objects having taken over what belongs to them."""
         values, objects = decode(group.data, self._store, self._realm)
         pairs: dict[int, object] = {}
@@ -350,7 +313,7 @@ class LocalNamespace:
             for cls, attributes in states:
                 apply_class_state(cls, attributes)
         ids = {index: id(pairs.get(id(obj), obj)) for index, obj in objects.items()}
-        return _Arrived(group.id, graph, ids, linked)
+        return Arrived(group.id, graph, ids, linked)
 
     @staticmethod
     def _objects_of_group(
@@ -402,7 +365,7 @@ class LocalNamespace:
 
     def _record(
         self,
-        arrived: list[_Arrived],
+        arrived: list[Arrived],
         remote: Mapping[str, RemoteRef],
     ) -> None:
         """From now on the worker is known to hold what has just arrived from it."""
@@ -419,13 +382,13 @@ class LocalNamespace:
             digest = scanner.digest(graph.dump)
             group_id = rebuilt.group
             self._join(rebuilt.linked, group_id)
-            self._groups[group_id] = _group_record(roots, digest, rebuilt.ids, group_id)
+            self._groups[group_id] = group_record(roots, digest, rebuilt.ids, group_id)
             for root in roots:
-                self._records[root.name] = _Record(scanner.digest(root.dump), group_id)
+                self._records[root.name] = Record(scanner.digest(root.dump), group_id)
         for name in remote:
             if name.isidentifier():
                 digest = scanner.digest(scanner.root(name, self.ns[name]).dump)
-                self._records[name] = _Record(digest, self._remote_group(name))
+                self._records[name] = Record(digest, self._remote_group(name))
         live = {record.group for record in self._records.values()}
         self._groups = {key: group for key, group in self._groups.items() if key in live}
 
@@ -439,7 +402,7 @@ class LocalNamespace:
     def _remote_group(self, name: str) -> int:
         """A group of one variable that stays over there."""
         group_id, self._next_group = self._next_group, self._next_group + 1
-        self._groups[group_id] = _GroupRecord((name,), b"", {}, group_id)
+        self._groups[group_id] = GroupRecord((name,), b"", {}, group_id)
         return group_id
 
     # Values that stay over there
@@ -468,7 +431,7 @@ class LocalNamespace:
         known = [name for name in names if name in self._records]
         if known and self._exchange is None:
             ids = {index: id(obj) for index, obj in objects.items()}
-            self._record([_Arrived(group.id, dict.fromkeys(known, value), ids, set())], {})
+            self._record([Arrived(group.id, dict.fromkeys(known, value), ids, set())], {})
         return value
 
     def known(self) -> list[str]:
@@ -504,18 +467,6 @@ class LocalNamespace:
         self._ambient = {}
 
 
-def _group_record(
-    roots: list[Root], digest: bytes, ids: dict[int, int], family: int
-) -> _GroupRecord:
-    """``ids`` are the ids of the local objects by their index in the group's graph."""
-    runs = {}
-    for root in roots:
-        memo = root.dump.memo
-        pairs = ((index, memo[key][0]) for index, key in ids.items() if key in memo)
-        runs[root.name] = to_runs(pairs)
-    return _GroupRecord(tuple(root.name for root in roots), digest, runs, family)
-
-
 def _submodules(roots: Iterable[Root], code: str) -> list[str]:
     """Loaded submodules that the code or the functions can reach through a package variable."""
     identifiers = set(re.findall(r"[^\W\d]\w*", code))
@@ -524,10 +475,4 @@ def _submodules(roots: Iterable[Root], code: str) -> list[str]:
         identifiers |= root.dump.attributes
         if isinstance(root.value, ModuleType) and hasattr(root.value, "__path__"):
             packages.append(root.value.__name__)
-    found = []
-    while packages:
-        package = packages.pop()
-        loaded = [f"{package}.{name}" for name in identifiers if f"{package}.{name}" in sys.modules]
-        found += loaded
-        packages += loaded
-    return sorted(found)
+    return loaded_submodules(packages, identifiers)

@@ -60,10 +60,10 @@ def all_names(code: types.CodeType) -> frozenset[str]:
 
 def reduce_function(encoder: Encoder, function: types.FunctionType) -> Any:
     """A function by its code; where its globals are the user's namespace or those of a module,
-    they become the same namespace over there, not a copy."""
-    ns = encoder.realm.ns
-    module: str | None = None
-    if function.__globals__ is ns:
+    they become the same namespace over there; else what it uses of them goes with it."""
+    scope: str | dict[str, Any] | None = None
+    used: dict[str, Any] = {}
+    if function.__globals__ is encoder.realm.ns:
         named = encoder.definition(function, function.__name__)
         if named is not None:
             return named
@@ -73,15 +73,19 @@ def reduce_function(encoder: Encoder, function: types.FunctionType) -> Any:
     elif cloudpickle._should_pickle_by_reference(function):
         return NotImplemented
     else:
-        name = function.__globals__.get("__name__")
-        if getattr(sys.modules.get(str(name)), "__dict__", None) is function.__globals__:
-            module = name
+        module = sys.modules.get(str(function.__globals__.get("__name__")))
+        if getattr(module, "__dict__", None) is function.__globals__:
+            scope = function.__globals__["__name__"]
         else:
-            return encoder._function_reduce(function)
+            scope = encoder.scope(function.__globals__)
+            names = global_names(function.__code__) & function.__globals__.keys()
+            used = {name: function.__globals__[name] for name in sorted(names)}
     encoder.owned.add(id(function))
     cells = function.__closure__
-    arguments = (function.__code__, module, cells)
-    return make_function, arguments, _function_state(encoder, function), None, None, set_function
+    state = _function_state(encoder, function)
+    if used:
+        state["__globals__"] = used
+    return make_function, (function.__code__, scope, cells), state, None, None, set_function
 
 
 def _function_state(encoder: Encoder, function: types.FunctionType) -> dict[str, Any]:
@@ -120,10 +124,15 @@ def _function_state(encoder: Encoder, function: types.FunctionType) -> dict[str,
 
 
 def make_function(
-    code: types.CodeType, module: str | None, cells: tuple[types.CellType, ...] | None
+    code: types.CodeType,
+    scope: str | dict[str, Any] | None,
+    cells: tuple[types.CellType, ...] | None,
 ) -> types.FunctionType:
-    """A function in the receiving namespace or in a module's."""
-    scope = current_realm().ns if module is None else importlib.import_module(module).__dict__
+    """A function in the receiving namespace, in a module's, or in one of its own."""
+    if scope is None:
+        scope = current_realm().ns
+    elif isinstance(scope, str):
+        scope = importlib.import_module(scope).__dict__
     return types.FunctionType(code, scope, None, None, cells)
 
 
@@ -131,6 +140,7 @@ def set_function(function: types.FunctionType, state: dict[str, Any]) -> None:
     """Fills a function made by :func:`make_function`."""
     for cell, value in state.pop("cells", ()):
         cell.cell_contents = value
+    function.__globals__.update(state.pop("__globals__", {}))
     function.__dict__.update(state.pop("__dict__", {}))
     for name, value in state.items():
         setattr(function, name, value)

@@ -32,6 +32,7 @@ from mlinfra_sdk.objects.store import ChunkStore
 
 PROTOCOL = 5
 OUT_OF_BAND = 64 * 1024
+_DEEP_STACK = 512 * 1024 * 1024
 
 _ATOMS = frozenset(
     (int, float, complex, bool, str, bytes, type(None), type(Ellipsis), types.CodeType, Extent)
@@ -209,6 +210,14 @@ class Encoder(cloudpickle.Pickler):  # type: ignore[misc]
         self.definitions.add(name)
         return reducers.variable, (name,)
 
+    def scope(self, namespace: dict[str, Any]) -> dict[str, Any]:
+        """The beginning of a namespace that only the functions of the graph have."""
+        names = ("__name__", "__package__", "__file__", "__path__")
+        scope: dict[str, Any] = self.globals_ref.setdefault(
+            id(namespace), {name: namespace[name] for name in names if name in namespace}
+        )
+        return scope
+
     def stub(self, obj: object) -> Any:
         """How to refer to an object that cannot travel."""
         kind = type(obj)
@@ -224,12 +233,18 @@ class Encoder(cloudpickle.Pickler):  # type: ignore[misc]
 
 
 def encode(
-    values: list[Any], realm: Realm, *, inline: Collection[str] = (), where: str = ""
+    values: list[Any],
+    realm: Realm,
+    *,
+    inline: Collection[str] = (),
+    where: str = "",
+    deep: bool = False,
 ) -> Dump:
     """Pickles a list of values as one graph.
 
     ``inline`` are the variables that must not be referred to by name because this graph defines
-    them; ``where`` says to a user where the graph comes from. Raises NotTransferable.
+    them; ``where`` says to a user where the graph comes from. Raises NotTransferable. A graph that
+    is too deep for the stack is tried again with a larger one (``deep``).
     """
     shared: dict[Hashable, tuple[int, int]] = {}
     while True:
@@ -238,6 +253,10 @@ def encode(
         try:
             encoder.dump(values)
         except Exception as error:
+            if isinstance(error.__cause__, RecursionError) and not deep:
+                return _in_deep_stack(
+                    lambda: encode(values, realm, inline=inline, where=where, deep=True)
+                )
             cause = f"{type(error).__name__}: {error}"
             raise NotTransferable(
                 f"{where or 'A value'} cannot be pickled ({cause}).",
@@ -261,6 +280,30 @@ def encode(
         encoder.dropped,
         encoder.keep_alive,
     )
+
+
+def _in_deep_stack(function: Callable[[], Dump]) -> Dump:
+    results: list[Dump | Exception] = []
+
+    def run() -> None:
+        try:
+            results.append(function())
+        except Exception as error:
+            results.append(error)
+
+    size = threading.stack_size(_DEEP_STACK)
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(_DEEP_STACK // 4096)
+    try:
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    finally:
+        sys.setrecursionlimit(limit)
+        threading.stack_size(size)
+    if isinstance(results[0], Exception):
+        raise results[0]
+    return results[0]
 
 
 def decode(packed: Packed, store: ChunkStore, realm: Realm) -> tuple[list[Any], dict[int, object]]:
@@ -315,6 +358,7 @@ _SPECIAL: dict[type, Callable[[Encoder, Any], Any]] = {
     type(threading.RLock()): reducers.reduce_lock,
     io.TextIOWrapper: reducers.reduce_stream,
     weakref.ref: reducers.reduce_weakref,
+    weakref.WeakMethod: reducers.reduce_weakref,
     weakref.WeakKeyDictionary: reducers.reduce_weak_mapping,
     weakref.WeakValueDictionary: reducers.reduce_weak_mapping,
     **reducers.FUNCTION_WRAPPERS,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
@@ -37,3 +38,14 @@ def real_module(module: ModuleType) -> ModuleType:
 def module_by_name(name: str) -> ModuleType:
     """The module if it is loaded, else a stand-in that imports it on first use."""
     return sys.modules.get(name) or LazyModule(name)
+
+
+def loaded_submodules(packages: Iterable[str], identifiers: Iterable[str]) -> list[str]:
+    """Loaded modules below the packages whose dotted names consist of the identifiers."""
+    waiting, found = list(packages), []
+    while waiting:
+        package = waiting.pop()
+        loaded = [f"{package}.{name}" for name in identifiers if f"{package}.{name}" in sys.modules]
+        found += loaded
+        waiting += loaded
+    return sorted(found)

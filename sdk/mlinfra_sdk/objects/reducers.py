@@ -137,7 +137,7 @@ def reduce_module(encoder: Encoder, module: types.ModuleType) -> Any:
 def reduce_weakref(encoder: Encoder, ref: weakref.ref[Any]) -> Any:
     """A weak reference to the same object, or a dead one."""
     target = ref()
-    return (dead_reference, ()) if target is None else (weakref.ref, (target,))
+    return (dead_reference, ()) if target is None else (type(ref), (target,))
 
 
 def dead_reference() -> weakref.ref[Any]:
