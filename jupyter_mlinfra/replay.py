@@ -30,8 +30,15 @@ class KernelFrontend:
             self.show()
         content = json.loads(record.content)
         if record.msg_type.startswith("comm_"):
+            self._capture_here(content, record.parent)
             self._comms.published(record.msg_type, content, record.buffers)
         self.send(record.msg_type, content, json.loads(record.metadata), record.buffers)
+
+    def _capture_here(self, content: dict[str, Any], run: str) -> None:
+        """An Output widget names the message whose outputs it takes: over there, the run."""
+        state = content.get("data", {}).get("state")
+        if isinstance(state, dict) and state.get("msg_id") == run:
+            state["msg_id"] = self._parent["header"]["msg_id"]
 
     def send(
         self,
