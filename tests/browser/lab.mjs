@@ -93,6 +93,11 @@ class Notebook {
     );
   }
 
+  /** All text of it. */
+  async text(index) {
+    return (await this.output(index).allInnerTexts()).join('\n').trim();
+  }
+
   /** The run card above it. */
   card(index) {
     return this.cell(index).locator('[role="status"]');

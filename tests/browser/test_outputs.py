@@ -29,7 +29,7 @@ SLIDER = """\
 import os
 import ipywidgets as widgets
 
-slider = widgets.IntSlider(3, 0, 10, description="n")
+slider = widgets.IntSlider(3, 0, 50, description="n")
 label = widgets.Label(layout={"width": "auto"})
 log = widgets.Output()
 
