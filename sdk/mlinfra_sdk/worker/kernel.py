@@ -47,7 +47,6 @@ _REPORTED = (
     "traceback",
     "payload",
     "loading",
-    "collecting",
     "warnings",
 )
 
@@ -160,6 +159,7 @@ class WorkerKernel(IPythonKernel):
             warnings = list(self._namespace.load(inputs) or ())
         except (Exception, KeyboardInterrupt) as error:
             content = _failed(error)
+            self._publish_error(content)
             self._publish_result(content | {"loading": True}, Outputs())
             return content
         content = await super().do_execute(code, silent, *args, **kwargs)
@@ -174,7 +174,8 @@ class WorkerKernel(IPythonKernel):
         try:
             outputs = self._namespace.collect(extra=extra, error=raised)
         except (Exception, KeyboardInterrupt) as error:
-            outputs, content = Outputs(), _failed(error) | {"collecting": True}
+            outputs, content = Outputs(), _failed(error)
+            self._publish_error(content)
         self._publish_result(content | {"warnings": warnings}, outputs)
         return content
 
@@ -189,11 +190,21 @@ class WorkerKernel(IPythonKernel):
     def _publish_execute_input(self, code: str, parent: Any, execution_count: int) -> None:
         """Left out: the notebook has the code."""
 
+    def _publish_error(self, content: dict[str, Any]) -> None:
+        """An error beside the cell's own, which the shell has shown already."""
+        _flush()
+        session: Any = self.session
+        session.send(
+            self.iopub_socket,
+            "error",
+            {key: content[key] for key in ("ename", "evalue", "traceback")},
+            parent=self.get_parent("shell"),
+            ident=self._topic("error"),
+        )
+
     def _publish_result(self, content: dict[str, Any], outputs: Outputs) -> None:
         """On iopub, so that it comes after everything that the cell published."""
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                stream.flush()
+        _flush()
         session: Any = self.session
         session.send(
             self.iopub_socket,
@@ -205,11 +216,20 @@ class WorkerKernel(IPythonKernel):
         )
 
 
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+
+
 def _failed(error: BaseException) -> dict[str, Any]:
     """An error of ours, or of the user's own pickling code, as an execute reply."""
-    lines = traceback.format_exception(type(error), error, error.__traceback__)
     if isinstance(error, MlinfraError):
-        lines = []
+        lines = error._render_traceback_()
+    elif isinstance(error, KeyboardInterrupt):
+        lines = ["KeyboardInterrupt (while variables moved)"]
+    else:
+        lines = traceback.format_exception(type(error), error, error.__traceback__)
     return {
         "status": "error",
         "ename": type(error).__name__,
