@@ -45,7 +45,7 @@ class RemoteRef(msgspec.Struct, frozen=True, omit_defaults=True):
     """A value that stays on the worker, and what a user wants to see of it.
 
     ``nbytes`` is the size of its content as far as known; ``reason`` says why it cannot be fetched
-    (empty: it can).
+    (empty: it can). ``widget`` is a widget's model id: front ends show it wherever it lives.
     """
 
     token: str
@@ -54,6 +54,7 @@ class RemoteRef(msgspec.Struct, frozen=True, omit_defaults=True):
     dtype: str = ""
     nbytes: int = 0
     reason: str = ""
+    widget: str = ""
 
 
 class Inputs(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -33,11 +33,12 @@ class _Held(msgspec.Struct, eq=False):
         self.index_of = {id(obj): index for index, obj in self.objects.items()}
 
 
-class _Variable(msgspec.Struct, frozen=True):
-    """A variable whose content both sides know."""
+class _Variable(msgspec.Struct, eq=False):
+    """A variable whose content both sides know, and the objects that it consists of."""
 
     group: int
     digest: bytes
+    objects: dict[int, object]
 
 
 class _Cell(msgspec.Struct, eq=False):
@@ -131,8 +132,7 @@ class WorkerNamespace:
         self._groups[group.id] = _Held(objects)
         for name, value in zip(group.names, values, strict=True):
             with contextlib.suppress(NotTransferable):
-                digest = scanner.digest(scanner.root(name, value).dump)
-                self._variables[name] = _Variable(group.id, digest)
+                self._know(group.id, scanner.root(name, value), scanner)
 
     def _start(self, inputs: Inputs) -> None:
         for name, value in list(self.ns.items()):
@@ -221,7 +221,7 @@ class WorkerNamespace:
                 continue
             wire_name = FORMER + name if name in gone else name
             root = exchange.scan(wire_name, cell.values[name])
-            if root is not None and exchange.scanner.digest(root.dump) == variable.digest:
+            if root is not None and self._is_unchanged(variable, root, exchange.scanner):
                 if name not in gone:
                     unchanged.append(root)
                 continue
@@ -232,6 +232,26 @@ class WorkerNamespace:
                 exchange.remote.pop(wire_name)
         exchange.add_memory_sharers(unchanged)
         return sharers - set(cell.names)
+
+    @staticmethod
+    def _is_unchanged(variable: _Variable, root: Root, scanner: Scanner) -> bool:
+        """Whether a variable has the same content and still consists of the same objects.
+
+        An object may have been replaced by an equal one, which others share or do not share.
+        """
+        if scanner.digest(root.dump) != variable.digest:
+            return False
+        now = root.dump.mutables()
+        other = {index for index, obj in variable.objects.items() if now.get(index) is not obj}
+        if not other:
+            return True
+        # Some are only made for pickling (by __getstate__...): those are others each time.
+        again = scanner.root(root.name, root.value).dump.mutables()
+        if any(again.get(index) is now.get(index) for index in other):
+            return False
+        for index in other:
+            del variable.objects[index]
+        return True
 
     def _sharers(self, graph: Dump | int) -> set[str]:
         """Variables that share objects with a graph or belong to a group."""
@@ -259,7 +279,7 @@ class WorkerNamespace:
             graph = exchange.sendable(roots, len(roots) < len(component))
             if graph is None:
                 continue
-            warnings += graph.dump.dropped.values()
+            warnings += (f"{text} stays on the machine." for text in graph.dump.dropped.values())
             self._last_group -= 1
             packed = exchange.scanner.pack(graph.dump)
             pairings = _pairings(graph.dump, known)
@@ -277,7 +297,11 @@ class WorkerNamespace:
         self._groups[group] = _Held(dump.objects())
         for root in roots:
             if root.name.isidentifier():
-                self._variables[root.name] = _Variable(group, scanner.digest(root.dump))
+                self._know(group, root, scanner)
+
+    def _know(self, group: int, root: Root, scanner: Scanner) -> None:
+        digest = scanner.digest(root.dump)
+        self._variables[root.name] = _Variable(group, digest, root.dump.mutables())
 
     def _pack_error(self, error: BaseException, limit: int) -> Packed | None:
         try:
@@ -356,7 +380,8 @@ class _Exchange:
             self.keep(name, value, reason=error.message)
             return None
         if id(value) in root.dump.dropped:
-            self.keep(name, value, reason=root.dump.dropped[id(value)])
+            text = root.dump.dropped[id(value)].removesuffix(f" (in {name!r})")
+            self.keep(name, value, reason=f"{text} cannot leave the process that made it")
             return None
         return root
 
@@ -420,4 +445,8 @@ def describe(value: Any, token: str, nbytes: int, reason: str) -> RemoteRef:
             dtype = str(value.dtype)
         if hasattr(value, "nbytes"):
             nbytes = int(value.nbytes)
-    return RemoteRef(token, name, shape, dtype, nbytes, reason)
+    ipywidgets = sys.modules.get("ipywidgets")
+    widget = ""
+    if ipywidgets is not None and isinstance(value, ipywidgets.Widget):
+        widget = str(value.model_id or "")
+    return RemoteRef(token, name, shape, dtype, nbytes, reason, widget)

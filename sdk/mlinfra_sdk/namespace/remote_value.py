@@ -56,7 +56,8 @@ class RemoteValue(Foreign):
             )
         if ref.reason:
             raise NotTransferable(
-                f"{self._mlinfra_name!r} is {ref.reason}.", hint="Use it in a remote cell."
+                f"{self._mlinfra_name!r} cannot be used here: {ref.reason.rstrip('.')}.",
+                hint="Use it in a remote cell.",
             )
         value = self._mlinfra_pull(self)
         _set(self, "_mlinfra_value", value)
@@ -96,6 +97,14 @@ class RemoteValue(Foreign):
         elif ref.reason:
             how = f"remote only: {ref.reason}"
         return f"<{', '.join(parts)} ({how})>"
+
+    def _repr_mimebundle_(self, **options: Any) -> dict[str, Any] | None:
+        """A widget is shown here, too: the front end talks to it where it lives."""
+        widget = self._mlinfra_ref.widget
+        if not widget or self._mlinfra_lost:
+            return None
+        view = {"version_major": 2, "version_minor": 0, "model_id": widget}
+        return {"application/vnd.jupyter.widget-view+json": view, "text/plain": repr(self)}
 
     def __str__(self) -> str:
         return repr(self) if self._mlinfra_ref.reason else str(self.pull())

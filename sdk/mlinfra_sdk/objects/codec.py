@@ -86,6 +86,11 @@ class Dump(msgspec.Struct, eq=False):
             self._shareable = keys | self.memories
         return self._shareable
 
+    def mutables(self) -> dict[int, object]:
+        """The objects whose sharing can be observed, by index."""
+        keys = self.shareable()
+        return {index: obj for key, (index, obj) in self.memo.items() if key in keys}
+
     def _functions_by_reference(self) -> set[int]:
         functions = {key for key, (_, obj) in self.memo.items() if type(obj) is types.FunctionType}
         return functions - self.owned
@@ -221,7 +226,8 @@ class Encoder(cloudpickle.Pickler):  # type: ignore[misc]
     def stub(self, obj: object) -> Any:
         """How to refer to an object that cannot travel."""
         kind = type(obj)
-        text = f"a {kind.__module__}.{kind.__qualname__}".replace("a builtins.", "a ")
+        name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+        text = f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
         if self._where:
             text += f" (in {self._where})"
         self.dropped[id(obj)] = text
