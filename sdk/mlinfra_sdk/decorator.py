@@ -51,7 +51,7 @@ def remote(function: Callable[..., Any] | None = None, /, **settings: object) ->
 
     Settings are those of ``%%remote``. The machine starts with the first call, is shared by all
     functions that ask for the same one, and stops when this process ends (unless it has a
-    ``name``) or when it was idle. A coroutine function stays one: its calls are awaited.
+    ``machine`` name) or when it was idle. A coroutine function stays one: its calls are awaited.
 
     On the machine itself decorated functions run in place: helpers and recursion start no machine
     from a machine.
@@ -112,9 +112,9 @@ def _share(layer: Layer) -> _Shared:
     """What all decorated functions that can use the same machine have in common."""
     request = spec.resolve([*spec.configured(), layer]).request
     with _lock:
-        shared = _shared.get(request.machine)
+        shared = _shared.get(request.place)
         if shared is None:
-            shared = _shared[request.machine] = _Shared(request)
+            shared = _shared[request.place] = _Shared(request)
         else:
             shared.session.configure(request)
     return shared

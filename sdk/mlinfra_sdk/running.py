@@ -5,7 +5,9 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import queue
+import re
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,6 +24,7 @@ from mlinfra_sdk.worker.messages import DIED, HANDLED, INPUT, RESULT, Record
 
 _PATIENCE = 3.0
 """Seconds after an interrupt before the user is told that the cell goes on."""
+_COLOR = re.compile("\x1b\\[[0-9;]*m")
 _HELD = 8 << 20
 """Bytes of messages that may wait for the front end before the machine is held back."""
 
@@ -42,6 +45,14 @@ class Result(msgspec.Struct):
     traceback: list[str] = []
     payload: list[dict[str, Any]] = []
     report: Report = msgspec.field(default_factory=Report)
+
+    def get(self) -> Any:
+        """The value, or its error raised; warnings become Python's."""
+        for warning in self.report.warnings:
+            warnings.warn(warning, RuntimeWarning, stacklevel=3)
+        if self.error is not None:
+            raise self.error
+        return self.value
 
 
 class Running:
@@ -170,5 +181,8 @@ def exception_of(reply: Mapping[str, Any], error: BaseException | None) -> BaseE
     if name == "NotTransferable":
         return NotTransferable(text)
     kind = type(name, (RemoteError,), {"__module__": RemoteError.__module__})
-    stand_in: BaseException = kind(name, text, reply.get("traceback", []))
+    lines = reply.get("traceback", [])
+    stand_in: BaseException = kind(name, text, lines)
+    # Python (since 3.11) prints notes below an error that nobody caught.
+    vars(stand_in)["__notes__"] = [_COLOR.sub("", line) for line in lines]
     return stand_in

@@ -51,7 +51,7 @@ class Session:
     ``namespace`` are the variables that runs read and change; by default those of ``__main__``.
     Settings are those of ``%%remote``: ``Session(on="local", idle="30m")``. The machine starts with
     the first use, and is stopped by :meth:`close`, or when this process ends, unless it was given
-    a ``name``.
+    a name by ``machine``.
 
     Threads may share a session; their runs take place one after the other.
     """
@@ -97,9 +97,7 @@ class Session:
         names = cell_names(_transformed(code), self.namespace, code)
         self._count += 1
         result = self.execute(code, names, frontend=frontend or Console(), count=self._count)
-        if result.error is not None:
-            raise result.error
-        return result.value
+        return result.get()
 
     def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call a function on the machine and give what it returns; arguments that it changes in
@@ -108,19 +106,21 @@ class Session:
         code = f"{name}[0](*{name}[1], **{name}[2])"
         if inspect.iscoroutinefunction(function):
             code = f"await {code}"
-        try:
-            result = self._execute(
-                code,
-                lambda: self._local.prepare_values({name: (function, args, kwargs)}),
-                frontend=Console(),
-                count=0,
-                kind="call",
-            )
-        finally:
-            self.namespace.pop(name, None)
-        if result.error is not None:
-            raise result.error
-        value: T = result.value
+        with self._lock:
+            try:
+                result = self._execute(
+                    code,
+                    lambda: self._local.prepare_values({name: (function, args, kwargs)}),
+                    frontend=Console(),
+                    count=0,
+                    kind="call",
+                )
+            finally:
+                self.namespace.pop(name, None)
+        if result.error is not None and result.error.__traceback__ is not None:
+            # The user did not write the code above.
+            result.error.__traceback__ = result.error.__traceback__.tb_next
+        value: T = result.get()
         return value
 
     def push(self, **values: Any) -> None:
@@ -133,8 +133,7 @@ class Session:
             count=0,
             kind="push",
         )
-        if result.error is not None:
-            raise result.error
+        result.get()
 
     def pull(self, *names: str) -> Any:
         """Bring variables here, whatever their size; gives the value, or a list of several."""
@@ -178,7 +177,7 @@ class Session:
 
     def close(self) -> None:
         """End the session: stops its machine, unless that has a name and may be shared."""
-        if self.request.name is None:
+        if self.request.machine is None and not self._has_runs():
             self.stop()
         elif self._client is not None:
             lifetime.closed(self)
@@ -372,6 +371,15 @@ class Session:
             seconds = (info.ended or time.time()) - info.started
             self._close_run(info.ledger, status, seconds, 0, 0)
             return result
+
+    def _has_runs(self) -> bool:
+        """Whether there are runs on the machine that somebody may still want."""
+        client = self._client
+        if client is None or client.closed is not None:
+            return False
+        with contextlib.suppress(MlinfraError):
+            return bool(client.ask(m.ListRuns(client.next_id()), list[m.RunInfo]))
+        return False
 
     def _find_run(self, run: str) -> m.RunInfo:
         known = self.runs()
@@ -567,7 +575,7 @@ class Session:
             return self._client
         with contextlib.suppress(MlinfraError, OSError):
             self._store.collect_garbage(_STORE_LIMIT)
-        name = self.request.name or f"{self.request.on}-{secrets.token_hex(3)}"
+        name = self.request.machine or f"{self.request.on}-{secrets.token_hex(3)}"
         machine = portal().call(lifecycle.acquire(self.request, name, self.ledger))
         secret = portal().call(machine.provider.secret(machine.handle))
         client = AgentClient.open(
@@ -576,7 +584,7 @@ class Session:
         self._machine, self._client = machine, client
         lifetime.opened(self)
         info = client.ask(m.Describe(client.next_id()), m.AgentInfo)
-        self._kernel = "main" if self.request.name is None else f"k{secrets.token_hex(4)}"
+        self._kernel = "main" if self.request.machine is None else f"k{secrets.token_hex(4)}"
         self._shared_store = info.store == self._store.id
         self._generation = 0
         self._local = self._new_namespace(
