@@ -71,7 +71,7 @@ class Running:
     async def sink(self, record: Record) -> None:
         """Take a record. What comes after the end (threads of the cell) is shown at once."""
         if self._over:
-            self._publish(record)
+            self._show(record)
             return
         if record.msg_type in (RESULT, DIED, HANDLED):
             self._over = True
@@ -86,6 +86,22 @@ class Running:
         """The run cannot go on: :meth:`wait` raises ``error``."""
         self._over = True
         self._queue.put(error)
+
+    def leave(self) -> None:
+        """Nobody waits any longer; what the run still publishes is shown as it comes."""
+        self._portal.soon(self._let_go)
+
+    def _let_go(self) -> None:
+        self._over = True
+        while not self._queue.empty():
+            item = self._queue.get()
+            if isinstance(item, Record):
+                self._show(item)
+        self._room.set()
+
+    def _show(self, record: Record) -> None:
+        if record.msg_type not in (RESULT, DIED, HANDLED, INPUT):
+            self._publish(record)
 
     def submitted(self, request: concurrent.futures.Future[bytes]) -> None:
         """The request that begins it; if that is refused, the run has failed."""
@@ -162,6 +178,7 @@ def follow(client: AgentClient, kernel: str, run: Running, frontend: Frontend) -
             return run.wait(ask, tick)
         except KeyboardInterrupt:
             if interrupted:
+                run.leave()
                 raise
             interrupted = time.monotonic()
             client.send(m.Interrupt(client.next_id(), kernel))
