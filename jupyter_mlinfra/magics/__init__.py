@@ -3,144 +3,77 @@
 from __future__ import annotations
 
 import atexit
-import sys
+import time
 from collections.abc import Iterable
-from functools import partial
 from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
 
 from mlinfra_sdk import spec
 from mlinfra_sdk.errors import MlinfraError
-from mlinfra_sdk.frontend import Console, Frontend
+from mlinfra_sdk.jobs import RunHandle
 from mlinfra_sdk.ledger import Ledger
 from mlinfra_sdk.machines import lifecycle
 from mlinfra_sdk.machines.portal import portal
-from mlinfra_sdk.namespace.analysis import cell_names
 from mlinfra_sdk.namespace.sync import RemoteValue
-from mlinfra_sdk.running import Result
-from mlinfra_sdk.session import Session
 from mlinfra_sdk.spec import Layer, Request, Resolved
 
-from ..cards import RunState
-from ..comms import RemoteComms
-from ..replay import KernelFrontend
 from . import completion, grammar, status
+from .cells import Cells, new_card, show_errors_once
+from .sessions import Sessions
 
-Key = tuple[object, ...]
+_POLL = 0.5
 
 
 class RemoteMagics:
-    """The magics of one notebook and the machines behind them."""
+    """The magics of one notebook."""
 
     def __init__(self, shell: Any) -> None:
         self.shell = shell
-        self._use = Layer(grammar.USE_ORIGIN, {})
-        self._sessions: dict[Key, Session] = {}
-        self._comms: dict[Key, RemoteComms] = {}
-        self._last: Key | None = None
+        self.sessions = Sessions(shell)
+        self.cells = Cells(shell, self.sessions)
+        self._settings = Layer(grammar.USE_ORIGIN, {})
 
-    # -- %%remote ----------------------------------------------------------------------------
-
-    def remote_cell(self, line: str, cell: str) -> None:
+    def remote_cell(self, line: str, cell: str) -> RunHandle | None:
         """``%%remote``."""
-        request = self._resolve(grammar.parse_cell(line)).request
-        key = request.machine
-        session = self._session(key, request)
-        # The cell keeps its line numbers, which begin with the magic's own line.
-        code = cell if cell.lstrip().startswith("%%") else f"#%%remote {line}\n{cell}"
-        shell = self.shell
-        names = cell_names(shell.transform_cell(code), shell.user_ns, code)
-        card = None if request.quiet else RunState(target=request.on, gpu=str(request.gpu or ""))
-        frontend = self._frontend(key, card)
-        status = "error"
-        try:
-            result = session.execute(
-                code, names, frontend=frontend, count=shell.displayhook.prompt_count, cell=cell
-            )
-            status = self._take(result, card)
-        except KeyboardInterrupt:
-            status = "interrupted"
-            raise
-        finally:
-            if card is not None and isinstance(frontend, KernelFrontend):
-                if session.machine is not None:
-                    card.machine = session.machine.name
-                    card.rate = session.machine.offer.price.micro_per_hour
-                card.enter(status)  # type: ignore[arg-type]
-                frontend.show()
-        if result.error is not None:
-            raise result.error
-
-    def _take(self, result: Result, card: RunState | None) -> str:
-        """What a cell leaves behind beside its variables."""
-        warnings = result.report.warnings
-        if card is not None:
-            card.warnings = warnings
-        else:
-            for warning in warnings:
-                print(f"%%remote: {warning}", file=sys.stderr)
-        for payload in result.payload:
-            self.shell.payload_manager.write_payload(payload)
-        if result.value is not None:
-            self.shell.displayhook.update_user_ns(result.value)
-        if result.error is None:
-            return "done"
-        _mark_as_shown(result.error, result.traceback)
-        return "interrupted" if isinstance(result.error, KeyboardInterrupt) else "error"
-
-    def _resolve(self, layer: Layer | None = None) -> Resolved:
-        layers = [*spec.configured(), self._use]
-        return spec.resolve([*layers, layer] if layer else layers)
-
-    def _session(self, key: Key, request: Request) -> Session:
-        session = self._sessions.get(key)
-        if session is None:
-            session = Session(
-                namespace=self.shell.user_ns,
-                hidden=lambda: self.shell.user_ns_hidden,
-                request=request,
-                notebook=str(self.shell.user_ns.get("__session__", "")),
-            )
-            self._sessions[key] = session
-            kernel = getattr(self.shell, "kernel", None)
-            if kernel is not None:
-                self._comms[key] = RemoteComms(kernel, session, partial(KernelFrontend, kernel))
-                session.comms = self._comms[key].other
-        else:
-            session.configure(request)
-        self._last = key
-        return session
-
-    def _frontend(self, key: Key, card: RunState | None) -> Frontend:
-        kernel = getattr(self.shell, "kernel", None)
-        if kernel is None:
-            return Console(show_result=True)
-        return KernelFrontend(kernel, self._comms[key], card)
-
-    # -- %remote -----------------------------------------------------------------------------
+        return self.cells.run(self._resolve(grammar.parse_cell(line)).request, line, cell)
 
     def remote_line(self, line: str) -> None:
         """``%remote``."""
         command = grammar.parse_command(line)
         handlers = {
             "status": self._status,
-            "use": self._use_settings,
+            "use": self._use,
             "machines": self._machines,
             "stop": self._stop,
             "restart": self._restart,
             "pull": self._pull,
+            "runs": self._runs,
+            "attach": self._attach,
+            "logs": self._logs,
+            "wait": self._wait,
+            "cancel": self._cancel,
         }
         handlers[command.name](command)
 
-    def _status(self, command: grammar.Command) -> None:
-        status.show_status(self._resolve(), self._current())
+    def _resolve(self, layer: Layer | None = None) -> Resolved:
+        layers = [*spec.configured(), self._settings]
+        return spec.resolve([*layers, layer] if layer else layers)
 
-    def _use_settings(self, command: grammar.Command) -> None:
-        values = {**self._use.values, **command.settings.values}
+    @property
+    def _request(self) -> Request:
+        return self._resolve().request
+
+    # -- machines ----------------------------------------------------------------------------
+
+    def _status(self, command: grammar.Command) -> None:
+        status.show_status(self._resolve(), self.sessions.current)
+
+    def _use(self, command: grammar.Command) -> None:
+        values = {**self._settings.values, **command.settings.values}
         for name in command.unset:
             values.pop(name, None)
-        self._use = Layer(grammar.USE_ORIGIN, values)
+        self._settings = Layer(grammar.USE_ORIGIN, values)
         status.show_settings(self._resolve())
 
     def _machines(self, command: grammar.Command) -> None:
@@ -154,18 +87,20 @@ class RemoteMagics:
         if command.arguments:
             self._stop_named(command.arguments[0])
             return
-        session = self._current()
+        session = self.sessions.current
         if session is None or session.machine is None:
             print("This notebook has no machine.")
             return
         name = session.machine.name
         session.stop()
+        self.sessions.forget_widgets(session)
         print(f"{name} is stopped.")
 
     def _stop_named(self, name: str) -> None:
-        for session in self._sessions.values():
+        for session in self.sessions:
             if session.machine is not None and session.machine.name == name:
                 session.stop()
+                self.sessions.forget_widgets(session)
                 print(f"{name} is stopped.")
                 return
         ledger = Ledger.open()
@@ -175,13 +110,12 @@ class RemoteMagics:
             ledger.close()
 
     def _restart(self, command: grammar.Command) -> None:
-        session = self._current()
+        session = self.sessions.current
         if session is None or session.machine is None:
             print("This notebook has no machine; the next %%remote cell starts one.")
             return
         session.restart()
-        if self._last is not None and self._last in self._comms:
-            self._comms[self._last].close()
+        self.sessions.forget_widgets(session)
         print(f"{session.machine.name} has a fresh kernel.")
 
     def _pull(self, command: grammar.Command) -> None:
@@ -195,15 +129,53 @@ class RemoteMagics:
                     hint="%remote pull fetches variables that stayed on a machine.",
                 )
 
-    def _current(self) -> Session | None:
-        """The session of the last remote cell."""
-        return self._sessions.get(self._last) if self._last is not None else None
+    # -- runs --------------------------------------------------------------------------------
+
+    def _runs(self, command: grammar.Command) -> None:
+        status.show_runs(self.sessions.runs(self._request))
+
+    def _attach(self, command: grammar.Command) -> None:
+        request = self._request
+        name = command.arguments[0] if command.arguments else ""
+        session, info = self.sessions.with_run(name, request)
+        if session.request.place != request.place and session.machine is not None:
+            # What comes next in this notebook belongs to the machine that holds its variables.
+            values = {**self._settings.values, "machine": session.machine.name}
+            self._settings = Layer(grammar.USE_ORIGIN, values)
+        card = new_card(request)
+        frontend = self.sessions.frontend(session, card)
+        self.cells.show(
+            session, frontend, card, lambda: session.attach(info.run, frontend=frontend)
+        )
+
+    def _logs(self, command: grammar.Command) -> None:
+        session, info = self.sessions.with_run(command.arguments[0], self._request)
+        frontend = self.sessions.frontend(session, None)
+        session.watch(info.run, frontend.publish, until_end="-f" in command.arguments)
+
+    def _wait(self, command: grammar.Command) -> None:
+        session, info = self.sessions.with_run(command.arguments[0], self._request)
+        while not info.ended:
+            time.sleep(_POLL)
+            left = [it for it in session.runs() if it.run == info.run]
+            if not left:
+                print(f"{command.arguments[0]} has been collected elsewhere.")
+                return
+            info = left[0]
+        print(f"{command.arguments[0]} has ended: {info.status}.")
+
+    def _cancel(self, command: grammar.Command) -> None:
+        session, info = self.sessions.with_run(command.arguments[0], self._request)
+        session.cancel(info.run)
+        what = "discarded" if info.ended else "cancelled"
+        print(f"{command.arguments[0]} is {what}.")
 
     # -- for the shell -----------------------------------------------------------------------
 
     def before_cell(self, info: object = None) -> None:
-        """Widgets may have changed variables over there since the last cell."""
-        for session in self._sessions.values():
+        """Bring here what has changed over there since the last cell."""
+        self.cells.take_ended()
+        for session in self.sessions:
             session.refresh()
 
     def machine_names(self) -> Iterable[str]:
@@ -220,36 +192,6 @@ class RemoteMagics:
             name for name, value in self.shell.user_ns.items() if isinstance(value, RemoteValue)
         ]
 
-    def close(self) -> None:
-        """End all sessions; their machines stop unless they are named."""
-        for session in self._sessions.values():
-            try:
-                session.close()
-            except Exception as error:
-                print(f"%remote: {error}", file=sys.stderr)
-        self._sessions.clear()
-
-
-def _mark_as_shown(error: BaseException, traceback: list[str]) -> None:
-    """The machine's traceback of this error has already been published, in its place."""
-    error._mlinfra_traceback = traceback  # type: ignore[attr-defined]
-
-
-def _show_errors_once(shell: InteractiveShell) -> None:
-    """Raising a remote error here stops the notebook; it must not show it a second time."""
-    original = shell.showtraceback
-
-    def showtraceback(*args: Any, **kwargs: Any) -> None:
-        kind, error, trace = sys.exc_info()
-        shown = getattr(error, "_mlinfra_traceback", None)
-        if shown is None:
-            original(*args, **kwargs)
-            return
-        shell._last_traceback = shown  # type: ignore[attr-defined]
-        sys.last_type, sys.last_value, sys.last_traceback = kind, error, trace
-
-    shell.showtraceback = showtraceback  # type: ignore[method-assign]
-
 
 def load(shell: InteractiveShell) -> None:
     """Install the magics and their completion in a shell."""
@@ -259,8 +201,8 @@ def load(shell: InteractiveShell) -> None:
     shell._mlinfra_magics = magics  # type: ignore[attr-defined]
     cell, line = magics.remote_cell, magics.remote_line
 
-    def remote_cell(text: str, body: str) -> None:
-        cell(text, body)
+    def remote_cell(text: str, body: str) -> RunHandle | None:
+        return cell(text, body)
 
     def remote_line(text: str) -> None:
         line(text)
@@ -272,5 +214,5 @@ def load(shell: InteractiveShell) -> None:
     register(remote_line, "line", "remote")
     shell.events.register("pre_run_cell", magics.before_cell)
     completion.install(shell, machines=magics.machine_names, pullable=magics.pullable)
-    _show_errors_once(shell)
-    atexit.register(magics.close)
+    show_errors_once(shell)
+    atexit.register(magics.sessions.close)

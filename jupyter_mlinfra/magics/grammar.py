@@ -32,6 +32,13 @@ SUBCOMMANDS: Mapping[str, Subcommand] = {
     "stop": Subcommand("stop [MACHINE]", "stop this notebook's machine, or the one named"),
     "restart": Subcommand("restart", "give this notebook a fresh remote kernel on its machine"),
     "pull": Subcommand("pull NAME ...", "fetch variables that stayed on the machine"),
+    "runs": Subcommand("runs", "runs that go on, wait, or have ended and not been collected"),
+    "attach": Subcommand(
+        "attach [RUN]", "bring a run back: its outputs, live from there on, and its variables"
+    ),
+    "logs": Subcommand("logs RUN [-f]", "show what a run has printed; -f: and what it will"),
+    "wait": Subcommand("wait RUN", "wait for the end of a run, without collecting it"),
+    "cancel": Subcommand("cancel RUN", "interrupt a run, or take it out of the queue"),
 }
 
 
@@ -74,15 +81,19 @@ def parse_command(line: str) -> Command:
 
 
 def _check_arguments(name: str, arguments: list[str]) -> None:
-    most = {"stop": 1, "pull": len(arguments)}.get(name, 0)
-    least = 1 if name == "pull" else 0
+    most = {"stop": 1, "pull": len(arguments), "attach": 1, "logs": 2, "wait": 1, "cancel": 1}
+    least = 1 if name in ("pull", "logs", "wait", "cancel") else 0
     usage = f"Write: %remote {SUBCOMMANDS[name].usage}"
-    if len(arguments) > most:
+    taken = most.get(name, 0)
+    if name == "logs" and len(arguments) == 2 and arguments[1] != "-f":
+        taken = 1
+    if len(arguments) > taken:
         raise RequestError(
-            f"%remote {name} does not take {' '.join(arguments[most:])!r}.", hint=usage
+            f"%remote {name} does not take {' '.join(arguments[taken:])!r}.", hint=usage
         )
     if len(arguments) < least:
-        raise RequestError(f"%remote {name} needs the name of a variable.", hint=usage)
+        what = "variable" if name == "pull" else "run"
+        raise RequestError(f"%remote {name} needs the name of a {what}.", hint=usage)
     for argument in arguments:
         if name == "pull" and not argument.isidentifier():
             raise RequestError(f"%remote pull: {argument!r} is not a variable name.", hint=usage)

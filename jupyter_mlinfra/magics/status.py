@@ -11,6 +11,7 @@ from mlinfra_sdk.machines import lifecycle
 from mlinfra_sdk.machines.portal import portal
 from mlinfra_sdk.session import Session
 from mlinfra_sdk.spec import Resolved, did_you_mean
+from mlinfra_sdk.worker.messages import RunInfo
 
 
 def show_status(resolved: Resolved, session: Session | None) -> None:
@@ -56,6 +57,18 @@ def show_machines(ledger: Ledger, alive: list[Machine]) -> None:
         up = units.format_duration(time.time() - (machine.started_at or machine.intended_at))
         cost = units.format_usd(ledger.cost(machine.id).total)
         print(f"{machine.name}  on {machine.provider}  {machine.gpu or 'CPU'}  up {up}  {cost}")
+
+
+def show_runs(runs: list[tuple[str, RunInfo]]) -> None:
+    """Runs that go on, wait, or have ended and not been collected."""
+    if not runs:
+        print("No run goes on, and none waits to be collected.")
+    for machine, info in runs:
+        seconds = (info.ended or time.time()) - info.started
+        state = info.status if info.ended else f"{info.status} for"
+        what = f"{info.label or info.run}  on {machine}  {state} {units.format_duration(seconds)}"
+        where = f"  from {info.notebook}" if info.notebook else ""
+        print(f"{what}  {info.messages} messages{where}  {info.title}")
 
 
 def stop_named(ledger: Ledger, name: str) -> None:

@@ -59,6 +59,14 @@ class KernelDied(MlinfraError):
     """The remote kernel process ended while it was needed (exit, out of memory, crash)."""
 
 
+class MachineLost(MlinfraError):
+    """The machine has ended while it was needed."""
+
+
+class RunDetached(MlinfraError):
+    """The connection was lost for too long; the run goes on and can be brought back."""
+
+
 class StoreError(MlinfraError):
     """The chunk store cannot give or take a chunk."""
 

@@ -160,11 +160,15 @@ def follow(client: AgentClient, kernel: str, run: Running, frontend: Frontend) -
         client.send(m.Answer(client.next_id(), kernel, text))
 
     interrupted = 0.0
+    cut_off = False
 
     def tick() -> None:
-        nonlocal interrupted
+        nonlocal interrupted, cut_off
         if client.closed is not None:
             run.fail(client.closed)
+        if client.cut_off != cut_off:
+            cut_off = client.cut_off
+            frontend.phase("reconnecting" if cut_off else "running")
         if interrupted and time.monotonic() - interrupted > _PATIENCE:
             interrupted = float("inf")
             frontend.note(

@@ -16,7 +16,16 @@ from typing import Any, TypeVar
 import msgspec
 
 from mlinfra_sdk import lifetime, paths, spec
-from mlinfra_sdk.errors import KernelDied, LedgerError, LinkError, MlinfraError, RequestError
+from mlinfra_sdk.errors import (
+    KernelDied,
+    LedgerError,
+    LinkClosed,
+    LinkError,
+    MachineLost,
+    MlinfraError,
+    RequestError,
+    RunDetached,
+)
 from mlinfra_sdk.frontend import Console, Frontend
 from mlinfra_sdk.jobs import Background, RunHandle
 from mlinfra_sdk.ledger import Ledger
@@ -78,7 +87,7 @@ class Session:
         self._store = ChunkStore(paths.data_dir() / "store")
         self._machine: LiveMachine | None = None
         self._client: AgentClient | None = None
-        self._kernel = "main"
+        self._kernel = ""
         self._generation = 0
         self._link_counts = (0, 0)
         self._shared_store = False
@@ -177,12 +186,16 @@ class Session:
 
     def close(self) -> None:
         """End the session: stops its machine, unless that has a name and may be shared."""
-        if self.request.machine is None and not self._has_runs():
+        kernels = {info.kernel for info in self._runs_left()}
+        if self.request.machine is None and not kernels:
             self.stop()
         elif self._client is not None:
             lifetime.closed(self)
-            with contextlib.suppress(MlinfraError, TimeoutError, concurrent.futures.TimeoutError):
-                self._client.send(m.CloseKernel(self._client.next_id(), self._kernel)).result(5)
+            client, kernel = self._client, self._kernel
+            failures = (MlinfraError, TimeoutError, concurrent.futures.TimeoutError)
+            if kernel not in kernels:
+                with contextlib.suppress(*failures):
+                    client.send(m.CloseKernel(client.next_id(), kernel)).result(5)
             self._disconnect("the session was closed")
 
     def abandon(self) -> None:
@@ -286,9 +299,9 @@ class Session:
                 self._local.abandon()
             run, kernel = secrets.token_hex(4), self._kernel
             if new_kernel:
-                kernel = f"k{secrets.token_hex(4)}"
                 cwd = os.getcwd() if self._shared_store else ""
-                client.ask(m.OpenKernel(client.next_id(), kernel, cwd), m.KernelInfo)
+                opened = client.ask(m.OpenKernel(client.next_id(), "", cwd), m.KernelInfo)
+                kernel = opened.kernel
             background = None
             if frontend is not None:
                 background = Background(frontend.publish)
@@ -372,14 +385,14 @@ class Session:
             self._close_run(info.ledger, status, seconds, 0, 0)
             return result
 
-    def _has_runs(self) -> bool:
-        """Whether there are runs on the machine that somebody may still want."""
+    def _runs_left(self) -> list[m.RunInfo]:
+        """Runs on the machine that somebody may still want."""
         client = self._client
         if client is None or client.closed is not None:
-            return False
+            return []
         with contextlib.suppress(MlinfraError):
-            return bool(client.ask(m.ListRuns(client.next_id()), list[m.RunInfo]))
-        return False
+            return client.ask(m.ListRuns(client.next_id()), list[m.RunInfo])
+        return []
 
     def _find_run(self, run: str) -> m.RunInfo:
         known = self.runs()
@@ -475,7 +488,10 @@ class Session:
         try:
             frontend.phase("running")
             self._submit(client, run, code, inputs, count, frontend)
-            ended = follow(client, self._kernel, run, frontend)
+            try:
+                ended = follow(client, self._kernel, run, frontend)
+            except LinkClosed as error:
+                raise self._left_alone(run.name, error) from None
             if not isinstance(ended, Outcome):
                 raise self._kernel_died(ended)
             result = self._finish(client, ended, self._local.apply)
@@ -489,6 +505,21 @@ class Session:
         report = result.report
         frontend.moved(sent, [*report.changed, *report.remote], up, down)
         return result
+
+    def _left_alone(self, run: str, error: LinkClosed) -> MlinfraError:
+        """What to say of a run whose machine cannot be reached any more."""
+        machine = self._machine
+        if machine is not None:
+            status = portal().call(machine.provider.status(machine.handle))
+            if not status.alive:
+                return MachineLost(
+                    f"The machine {machine.name} has ended: {status.reason}.",
+                    hint="The next run starts another one and sends its variables.",
+                )
+        return RunDetached(
+            f"The machine cannot be reached: {error.message} The run goes on there as {run}.",
+            hint=f"`%remote attach {run}` brings it back.",
+        )
 
     def _submit(
         self,
@@ -553,7 +584,7 @@ class Session:
             frontend.phase("start")
             cwd = os.getcwd() if self._shared_store else ""
             info = client.ask(m.OpenKernel(client.next_id(), self._kernel, cwd), m.KernelInfo)
-            self._generation = info.generation
+            self._kernel, self._generation = info.kernel, info.generation
             client.listen_to_rest(self._other)
         return client
 
@@ -579,12 +610,16 @@ class Session:
         machine = portal().call(lifecycle.acquire(self.request, name, self.ledger))
         secret = portal().call(machine.provider.secret(machine.handle))
         client = AgentClient.open(
-            portal(), lambda: machine.provider.connect(machine.handle), secret, self._store
+            portal(),
+            lambda: machine.provider.connect(machine.handle),
+            secret,
+            self._store,
+            self.request.reconnect,
         )
         self._machine, self._client = machine, client
         lifetime.opened(self)
         info = client.ask(m.Describe(client.next_id()), m.AgentInfo)
-        self._kernel = "main" if self.request.machine is None else f"k{secrets.token_hex(4)}"
+        self._kernel = ""
         self._shared_store = info.store == self._store.id
         self._generation = 0
         self._local = self._new_namespace(

@@ -55,7 +55,12 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     on: str = "local"
     idle: float = 900.0
     time: float | None = None
-    name: str | None = None
+    machine: str | None = None
+    reconnect: float = 600.0
+    name: str = ""
+    detach: bool = False
+    background: bool = False
+    kernel: str = ""
     isolate: bool = False
     quiet: bool = False
     eager_limit: int = 64_000_000
@@ -63,9 +68,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Micro-USD per hour of the local machine."""
 
     @property
-    def machine(self) -> tuple[object, ...]:
+    def place(self) -> tuple[object, ...]:
         """What requests must have in common to be met by one machine."""
-        return (self.on, self.gpu, self.name, self.isolate)
+        return (self.on, self.gpu, self.machine, self.isolate)
 
 
 @dataclass(frozen=True)
@@ -80,17 +85,23 @@ class Kind:
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of the table. The default is that of the :class:`Request` field of the same name."""
+    """One row of the table. The default is that of the :class:`Request` field, which has the same
+    name unless that is a word of Python."""
 
     name: str
     kind: Kind
     help: str
     example: str
     where: tuple[str, ...] = EVERYWHERE
+    field: str = ""
+
+    def of(self, request: Request) -> object:
+        """The value in a request."""
+        return getattr(request, self.field or self.name)
 
     @property
     def default(self) -> object:
-        return getattr(Request(), self.name)
+        return self.of(Request())
 
 
 def targets() -> tuple[str, ...]:
@@ -128,6 +139,12 @@ def _parse_span(text: str) -> float:
 
 def _parse_name(text: str) -> str:
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", text) is None:
+        raise ValueError(text)
+    return text
+
+
+def _parse_kernel(text: str) -> str:
+    if text != "new":
         raise ValueError(text)
     return text
 
@@ -182,6 +199,8 @@ NAME = Kind(
     _none_or(str),
     tuple,
 )
+RUN = Kind(NAME.accepts, _parse_name, str, tuple)
+KERNEL = Kind("new", _parse_kernel, str, lambda: ("new",))
 FLAG = Kind("yes or no", _parse_flag, lambda value: "yes" if value else "no", lambda: ("yes", "no"))
 PRICE = Kind(
     "an amount in USD per hour, such as 0.35",
@@ -198,11 +217,40 @@ SETTINGS: Mapping[str, Setting] = {
         Setting("idle", DURATION, "stop the machine after so long without work", "idle=15m"),
         Setting("time", LIMIT, "stop the machine so long after its start in any case", "time=2h"),
         Setting(
-            "name",
+            "machine",
             NAME,
-            "name of the machine, to keep several apart",
-            "name=train",
+            "name of the machine, to keep several apart and to share one",
+            "machine=big",
             (CELL, NOTEBOOK),
+        ),
+        Setting(
+            "reconnect",
+            DURATION,
+            "leave a cell to itself when its machine could not be reached for so long",
+            "reconnect=10m",
+        ),
+        Setting("name", RUN, "name of this run, to find it again", "name=train", (CELL,)),
+        Setting(
+            "detach",
+            FLAG,
+            "do not wait for the cell: %remote attach brings it back, also days later",
+            "detach",
+            (CELL,),
+        ),
+        Setting(
+            "async",
+            FLAG,
+            "run in the background: outputs appear here while other cells run",
+            "async",
+            (CELL,),
+            field="background",
+        ),
+        Setting(
+            "kernel",
+            KERNEL,
+            "new: do not wait for other detached or async runs, use a kernel of its own",
+            "kernel=new",
+            (CELL,),
         ),
         Setting(
             "isolate",
@@ -246,8 +294,9 @@ class Resolved:
     def rows(self) -> list[tuple[str, str, str]]:
         """(name, value, origin) of every setting, as ``%remote status`` shows them."""
         return [
-            (name, setting.kind.show(getattr(self.request, name)), self.origins[name])
+            (name, setting.kind.show(setting.of(self.request)), self.origins[name])
             for name, setting in SETTINGS.items()
+            if setting.where != (CELL,)
         ]
 
 
@@ -318,7 +367,7 @@ def resolve(layers: Iterable[Layer]) -> Resolved:
     values: dict[str, Any] = {}
     origins = dict.fromkeys(SETTINGS, "default")
     for layer in layers:
-        values.update(layer.values)
+        values.update({SETTINGS[key].field or key: it for key, it in layer.values.items()})
         origins.update(dict.fromkeys(layer.values, layer.origin))
     return Resolved(Request(**values), origins)
 

@@ -48,7 +48,7 @@ def complete(client: BlockingKernelClient, code: str) -> tuple[str, list[str]]:
         ("%%remote gpu=A10:2 is|\nx = 1", "is", ["isolate"]),
         ("%%remote gpu=a1|\nx", "a1", ["A10", "A100"]),
         ("%%remote idle=|", "", ["15m", "30m", "1h", "2h"]),
-        ("%%remote name=test-|", "test-", ["test-2"]),
+        ("%%remote machine=test-|", "test-", ["test-2"]),
         ("%remote st|", "st", ["status", "stop"]),
         ("x = 1\n%remote stop t|", "t", ["train", "test-2"]),
         ("%remote pull |", "", ["model", "history"]),

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from jupyter_mlinfra.magics import completion, grammar
 from mlinfra_sdk.errors import RequestError
-from mlinfra_sdk.spec import CELL, SETTINGS, Gpu
+from mlinfra_sdk.spec import CELL, NOTEBOOK, SETTINGS, Gpu
 
 
 def test_a_cell_line() -> None:
-    layer = grammar.parse_cell(" gpu=A10:2  idle=1h30m name='train-1' quiet ")
-    assert layer.values == {"gpu": Gpu("A10", 2), "idle": 5400, "name": "train-1", "quiet": True}
+    layer = grammar.parse_cell(" gpu=A10:2  idle=1h30m machine='train-1' quiet ")
+    assert layer.values == {"gpu": Gpu("A10", 2), "idle": 5400, "machine": "train-1", "quiet": True}
     assert layer.origin == "the %%remote line"
     assert grammar.parse_cell("").values == {}
     assert grammar.parse_cell("isolate=no quiet=yes").values == {"isolate": False, "quiet": True}
@@ -87,7 +87,7 @@ def test_a_malformed_command_says_what_to_write(line: str, message: str) -> None
 def test_help_covers_the_whole_grammar() -> None:
     for name, setting in SETTINGS.items():
         assert (name in grammar.CELL_HELP) == (CELL in setting.where)
-        assert setting.help in grammar.LINE_HELP
+        assert (setting.help in grammar.LINE_HELP) == (NOTEBOOK in setting.where)
     for name in grammar.SUBCOMMANDS:
         assert f"%remote {name}" in grammar.LINE_HELP
 
@@ -107,7 +107,7 @@ def complete(line: str, first_line: bool = True) -> tuple[str, list[str]] | None
         ("%%remote gpu=a1", "a1", ["A10", "A100"]),
         ("%%remote on=", "", ["local"]),
         ("%%remote isolate=", "", ["yes", "no"]),
-        ("%%remote name=t", "t", ["train", "test"]),
+        ("%%remote machine=t", "t", ["train", "test"]),
         ("%%remote pri", "pri", []),
         ("%%remote wat=", "", []),
         ("%remote re", "re", ["restart"]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 from mlinfra_sdk.errors import MlinfraError
@@ -51,6 +51,11 @@ class RunHandle:
             return self._background.outcome.done()
         info = self.info()
         return info is None or info.ended > 0
+
+    def when_done(self, act: Callable[[], None]) -> None:
+        """Call ``act`` in another thread at the end of a run that is followed."""
+        if self._background is not None:
+            self._background.outcome.add_done_callback(lambda _: act())
 
     def cancel(self) -> None:
         """Interrupt it, or take it out of the queue."""

@@ -19,7 +19,7 @@ from mlinfra_sdk.errors import LinkClosed, MlinfraError
 from mlinfra_sdk.link.client import connect
 from mlinfra_sdk.link.frames import Channel
 from mlinfra_sdk.link.session import LinkSession
-from mlinfra_sdk.link.state import Status
+from mlinfra_sdk.link.state import State, Status, Timing
 from mlinfra_sdk.link.wire import Wire
 from mlinfra_sdk.machines.portal import Portal
 from mlinfra_sdk.objects.store import ChunkStore
@@ -39,11 +39,13 @@ class AgentClient:
         self,
         portal: Portal,
         store: ChunkStore,
-        on_status: Callable[[Status], None] | None = None,
+        give_up: float,
     ) -> None:
         self._portal = portal
         self._store = store
-        self._on_status = on_status
+        self._timing = Timing(give_up=give_up)
+        self.status: Status | None = None
+        """The state of the link."""
         self._link: LinkSession | None = None
         self._ids = itertools.count(1)
         self._waiting: dict[int, concurrent.futures.Future[bytes]] = {}
@@ -64,10 +66,13 @@ class AgentClient:
         factory: Callable[[], Awaitable[Wire]],
         secret: bytes,
         store: ChunkStore,
-        on_status: Callable[[Status], None] | None = None,
+        give_up: float = 600.0,
     ) -> AgentClient:
-        """Connect. Raises :class:`mlinfra_sdk.errors.LinkError`."""
-        client = cls(portal, store, on_status)
+        """Connect; a link that is cut is mended until ``give_up`` seconds have passed.
+
+        Raises :class:`mlinfra_sdk.errors.LinkError`.
+        """
+        client = cls(portal, store, give_up)
         opened: concurrent.futures.Future[None] = concurrent.futures.Future()
         portal.start(client._serve(factory, secret, opened))
         try:
@@ -85,7 +90,9 @@ class AgentClient:
     ) -> None:
         self._close_requested = anyio.Event()
         try:
-            async with connect(factory, secret, on_status=self._on_status) as link:
+            async with connect(
+                factory, secret, timing=self._timing, on_status=self._take_status
+            ) as link:
                 self._link = link
                 opened.set_result(None)
                 async with anyio.create_task_group() as tasks:
@@ -100,6 +107,14 @@ class AgentClient:
                 opened.set_exception(error)
         finally:
             self._end(reason)
+
+    def _take_status(self, status: Status) -> None:
+        self.status = status
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether the machine cannot be reached right now."""
+        return self.status is not None and self.status.state is State.RECONNECTING
 
     def _end(self, reason: errors.LinkError | None) -> None:
         self.closed = LinkClosed(

@@ -9,7 +9,7 @@ from mlinfra_sdk import providers
 from mlinfra_sdk.errors import MlinfraError, ProviderError, RequestError
 from mlinfra_sdk.ledger import Ledger, Machine
 from mlinfra_sdk.providers.base import Handle, Offer, Provider
-from mlinfra_sdk.spec import Request
+from mlinfra_sdk.spec import Request, targets
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ async def acquire(request: Request, name: str, ledger: Ledger) -> LiveMachine:
     offers = await provider.offers(request)
     if not offers:
         raise RequestError(f"on={request.on} offers nothing that fits.", hint="Ask for less.")
-    return await _launch(provider, offers[0], request, name, ledger)
+    previous = next((it for it, machine in await _remains(ledger) if machine.name == name), None)
+    return await _launch(provider, offers[0], request, name, ledger, previous)
 
 
 def _offer_of(known: Machine, request: Request) -> Offer:
@@ -42,7 +43,12 @@ def _offer_of(known: Machine, request: Request) -> Offer:
 
 
 async def _launch(
-    provider: Provider, offer: Offer, request: Request, name: str, ledger: Ledger
+    provider: Provider,
+    offer: Offer,
+    request: Request,
+    name: str,
+    ledger: Ledger,
+    previous: Handle | None,
 ) -> LiveMachine:
     """The intent is written first: a crash at any later point leaves a trace to be swept."""
     gpu = offer.gpu
@@ -55,7 +61,7 @@ async def _launch(
     )
     started = time.time()
     try:
-        handle = await provider.launch(offer, request, machine_id)
+        handle = await provider.launch(offer, request, machine_id, previous)
     except BaseException as error:
         reason = "the launch was cancelled" if not isinstance(error, Exception) else str(error)
         ledger.machine_stopped(machine_id, reason=reason[:500])
@@ -106,6 +112,22 @@ async def settle(ledger: Ledger) -> list[Machine]:
             ledger.machine_stopped(known.id, reason=status.reason, at=status.ended_at)
             await provider.stop(handle)
     return alive
+
+
+async def with_runs(ledger: Ledger) -> list[Machine]:
+    """Machines that live, and those that have ended and left runs to be collected."""
+    return [*await settle(ledger), *(machine for _, machine in await _remains(ledger))]
+
+
+async def _remains(ledger: Ledger) -> list[tuple[Handle, Machine]]:
+    """What ended machines have left: it is found again by starting one of the same name."""
+    ended = {machine.id: machine for machine in ledger.machines(active=False)}
+    return [
+        (handle, ended[handle.key])
+        for name in sorted({machine.provider for machine in ended.values()} & set(targets()))
+        for handle in await providers.load(name).remains()
+        if handle.key in ended
+    ]
 
 
 async def _find(provider: Provider, known: Machine) -> Handle | None:

@@ -75,10 +75,12 @@ class Provider(Protocol):
         """What fits the request, cheapest first. Raises :class:`RequestError` if nothing can."""
         ...
 
-    async def launch(self, offer: Offer, request: Request, key: str) -> Handle:
+    async def launch(
+        self, offer: Offer, request: Request, key: str, previous: Handle | None = None
+    ) -> Handle:
         """Start a machine with a running agent, whose own limits are set. ``key`` is its id: a
         second launch with the same key gives the same machine. A failed or cancelled launch
-        leaves nothing running."""
+        leaves nothing running. It takes over what the machine ``previous`` has left."""
         ...
 
     async def connect(self, handle: Handle) -> Wire:
@@ -95,6 +97,10 @@ class Provider(Protocol):
 
     async def stop(self, handle: Handle) -> None:
         """End the machine; returns when it is gone. Stopping twice is no error."""
+        ...
+
+    async def remains(self) -> list[Handle]:
+        """Machines that have ended and left runs to be collected, where that is possible."""
         ...
 
     async def list(self) -> list[Handle]:

@@ -31,6 +31,7 @@ from mlinfra_sdk.worker.agent import ENDED, SOCKET, Config, load_config, save_co
 from mlinfra_sdk.worker.watchdog import Limits
 
 _START_SECONDS = 1.5
+_OF_ONE_AGENT = ("pid", "config", SOCKET, ENDED)
 _STOP_PATIENCE = 5.0
 
 
@@ -56,18 +57,25 @@ class LocalProvider:
         price = Price(request.price, source, time.strftime("%Y-%m-%d"))
         return [Offer(self.name, request.gpu, price, _START_SECONDS)]
 
-    async def launch(self, offer: Offer, request: Request, key: str) -> Handle:
+    async def launch(
+        self, offer: Offer, request: Request, key: str, previous: Handle | None = None
+    ) -> Handle:
         """Start an agent; see :meth:`Provider.launch`."""
         folder = _machines() / key
         handle = Handle(self.name, key, {"folder": str(folder)})
         if (await self.status(handle)).alive:
             return handle
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(mode=0o700)
+        if previous is not None:
+            _folder(previous).rename(folder)
+            for name in _OF_ONE_AGENT:
+                (folder / name).unlink(missing_ok=True)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(mode=0o700)
         store, cwd = paths.data_dir() / "store", os.getcwd()
         if request.isolate:
             store, work = folder / "store", folder / "work"
-            work.mkdir()
+            work.mkdir(exist_ok=True)
             cwd = str(work)
         save_config(
             folder,
@@ -106,12 +114,22 @@ class LocalProvider:
         return Status(False, "its process is gone")
 
     async def stop(self, handle: Handle) -> None:
-        """End the agent and its kernels, and remove the machine's directory."""
+        """End the agent and its kernels, and remove the machine's directory, unless detached runs
+        in it wait to be collected."""
         folder = _folder(handle)
         process = _agent_process(folder)
         if process is not None:
             await anyio.to_thread.run_sync(_end, process)
-        shutil.rmtree(folder, ignore_errors=True)
+        if not _has_runs(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    async def remains(self) -> list[Handle]:
+        """Folders of agents that are gone, with runs to be collected."""
+        return [
+            Handle(self.name, folder.name, {"folder": str(folder)})
+            for folder in sorted(_machines().iterdir())
+            if _has_runs(folder) and _agent_process(folder) is None
+        ]
 
     async def list(self) -> list[Handle]:
         """Every agent that runs here."""
@@ -120,6 +138,10 @@ class LocalProvider:
             for folder in sorted(_machines().iterdir())
             if _agent_process(folder) is not None
         ]
+
+
+def _has_runs(folder: Path) -> bool:
+    return any(folder.glob("runs/*/run.json"))
 
 
 def local_gpus() -> list[str]:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import platform
+import secrets
 import signal
 import sys
 import time
@@ -58,6 +59,7 @@ class Agent:
             config.limits, busy=lambda: self.busy, connected=lambda: self.connected
         )
         self._sessions: set[LinkSession] = set()
+        self._prestarted = ""
         self._config = config
         self._tasks = tasks
         self._kernels: dict[str, KernelHost] = {}
@@ -80,6 +82,7 @@ class Agent:
 
     def prestart(self, kernel: str) -> None:
         """Begin to start a kernel that the first client is going to ask for."""
+        self._prestarted = kernel
         self._tasks.start_soon(self._prestart, self._kernel(kernel))
 
     async def _prestart(self, kernel: KernelHost) -> None:
@@ -177,9 +180,9 @@ class Agent:
             case m.Interrupt():
                 self._kernel(request.kernel).interrupt()
             case m.OpenKernel():
-                kernel = self._kernel(request.kernel)
+                kernel = self._kernel(request.kernel or self._unused_kernel())
                 kernel.cwd = request.cwd or kernel.cwd
-                self._listeners[request.kernel] = session
+                self._listeners[kernel.name] = session
                 await kernel.ensure()
                 return self._info(kernel)
             case m.RestartKernel():
@@ -217,6 +220,13 @@ class Agent:
                 )
         return None
 
+    def _unused_kernel(self) -> str:
+        """The one that was started ahead, or a new one."""
+        name, self._prestarted = self._prestarted, ""
+        while not name or (name in self._kernels and name in self._listeners):
+            name = f"k{secrets.token_hex(3)}"
+        return name
+
     async def _execute(self, session: LinkSession, request: m.Execute) -> None:
         kernel = self._kernel(request.kernel)
         self._listeners[request.kernel] = session
@@ -231,7 +241,8 @@ class Agent:
                 notebook=request.notebook,
                 title=title,
                 ledger=request.ledger,
-            )
+            ),
+            keep=request.detached or bool(request.label),
         )
         if not request.detached:
             self._follow(run, session, 0, owns=True)
@@ -261,9 +272,11 @@ class Agent:
             return
         if run.info.status in ("queued", "running"):
             kernel.interrupt()
+        else:
+            self.runs.collect(run)
 
     def _info(self, kernel: KernelHost) -> m.KernelInfo:
-        return m.KernelInfo(kernel.generation, kernel.pid, platform.python_version())
+        return m.KernelInfo(kernel.name, kernel.generation, kernel.pid, platform.python_version())
 
     async def _take_chunks(self, session: LinkSession) -> None:
         async for message in session.receive(Channel.BULK):

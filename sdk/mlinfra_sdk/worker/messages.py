@@ -19,7 +19,8 @@ class Request(msgspec.Struct, tag=True, omit_defaults=True):
 
 
 class OpenKernel(Request):
-    """Make sure that the kernel of this name runs; answered with a :class:`KernelInfo`."""
+    """Make sure that the kernel of this name runs, or without a name one that nobody uses;
+    answered with a :class:`KernelInfo`."""
 
     kernel: str
     cwd: str = ""
@@ -198,6 +199,7 @@ class Reply(msgspec.Struct, omit_defaults=True):
 class KernelInfo(msgspec.Struct, omit_defaults=True):
     """A running kernel. ``generation`` counts its processes: another one has other variables."""
 
+    kernel: str
     generation: int
     pid: int
     python: str

@@ -49,6 +49,7 @@ class Run:
         self.info = info
         self.journal = journal
         self.collected = False
+        self.kept = True
         self._followers: list[Follower] = []
         self._changed = anyio.Event()
         self._caught_up = anyio.Event()
@@ -149,8 +150,8 @@ class Runs:
                 info.status = "lost"
                 info.ended = time.time()
 
-    def add(self, info: m.RunInfo) -> Run:
-        """A new run."""
+    def add(self, info: m.RunInfo, *, keep: bool) -> Run:
+        """A new run; ``keep``: it shall be found even by another agent, after this one."""
         if not info.run.isalnum() or info.run in self._runs:
             raise RequestError(f"{info.run!r} cannot be the name of a run.")
         if info.label and any(run.info.label == info.label for run in self._runs.values()):
@@ -159,7 +160,8 @@ class Runs:
                 hint="Collect it by `%remote attach`, cancel it, or choose another name.",
             )
         run = self._runs[info.run] = Run(info, Journal(self._folder / info.run))
-        if info.label:
+        run.kept = keep
+        if keep:
             run.save()
         return run
 
@@ -189,7 +191,7 @@ class Runs:
         """The kernel has finished a run."""
         run.info.status = status
         run.info.ended = time.time()
-        if run.info.label:
+        if run.kept:
             run.save()
 
     def collect(self, run: Run) -> None:

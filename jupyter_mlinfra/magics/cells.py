@@ -1,0 +1,176 @@
+"""One remote cell: from its text to its outputs, its variables and its card."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from mlinfra_sdk.errors import MlinfraError
+from mlinfra_sdk.frontend import Frontend
+from mlinfra_sdk.jobs import RunHandle
+from mlinfra_sdk.namespace.analysis import CellNames, cell_names
+from mlinfra_sdk.running import Result
+from mlinfra_sdk.session import Session
+from mlinfra_sdk.spec import Request
+
+from ..cards import RunState
+from ..cards.state import Phase
+from ..replay import KernelFrontend
+from .sessions import Sessions
+
+
+class Cells:
+    """Runs cells on the sessions of a notebook."""
+
+    def __init__(self, shell: Any, sessions: Sessions) -> None:
+        self._shell = shell
+        self._sessions = sessions
+        self._background: list[tuple[RunHandle, Session, Frontend, RunState | None]] = []
+
+    def run(self, request: Request, line: str, cell: str) -> RunHandle | None:
+        """Run a cell; a detached or background one gives a handle."""
+        session = self._sessions.at(request)
+        # The cell keeps its line numbers, which begin with the magic's own line.
+        code = cell if cell.lstrip().startswith("%%") else f"#%%remote {line}\n{cell}"
+        names = cell_names(self._shell.transform_cell(code), self._shell.user_ns, code)
+        card = new_card(request)
+        frontend = self._sessions.frontend(session, card)
+        if request.detach or request.background:
+            return self._start(session, frontend, card, code, names, cell)
+        count = self._shell.displayhook.prompt_count
+        self.show(
+            session,
+            frontend,
+            card,
+            lambda: session.execute(code, names, frontend=frontend, count=count, cell=cell),
+        )
+        return None
+
+    def show(
+        self,
+        session: Session,
+        frontend: Frontend,
+        card: RunState | None,
+        execute: Callable[[], Result],
+    ) -> None:
+        """Wait for a result and take it over; raises what the run raised."""
+        status: Phase = "error"
+        try:
+            result = execute()
+            status = self._take(result, card)
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        finally:
+            _finish(session, frontend, card, status)
+        if result.error is not None:
+            raise result.error
+
+    def _start(
+        self,
+        session: Session,
+        frontend: Frontend,
+        card: RunState | None,
+        code: str,
+        names: CellNames,
+        cell: str,
+    ) -> RunHandle:
+        request = session.request
+        try:
+            handle = session.start(
+                code,
+                names,
+                count=self._shell.displayhook.prompt_count,
+                frontend=frontend if request.background else None,
+                label=request.name,
+                cell=cell,
+                new_kernel=request.kernel == "new",
+            )
+        except BaseException:
+            _finish(session, frontend, card, "error")
+            raise
+        if not request.background:
+            if card is not None:
+                card.note = f"It goes on as {handle.name}: %remote attach {handle.name}"
+            _finish(session, frontend, card, "detached")
+            return handle
+        frontend.phase("running")
+        self._background.append((handle, session, frontend, card))
+        handle.when_done(self._soon)
+        return handle
+
+    def _soon(self) -> None:
+        """A background run has ended: take it over as soon as no cell runs."""
+        kernel = getattr(self._shell, "kernel", None)
+        if kernel is not None:
+            kernel.io_loop.add_callback(self.take_ended)
+
+    def take_ended(self) -> None:
+        """Take over the background runs that have ended."""
+        ended = [it for it in self._background if it[0].done()]
+        self._background = [it for it in self._background if it not in ended]
+        for handle, session, frontend, card in ended:
+            status: Phase = "error"
+            try:
+                result = handle.collect()
+                status = "done" if result.error is None else "error"
+                if card is not None:
+                    card.warnings = result.report.warnings
+            except MlinfraError as error:
+                frontend.note(str(error))
+            _finish(session, frontend, card, status)
+
+    def _take(self, result: Result, card: RunState | None) -> Phase:
+        """What a cell leaves behind beside its variables."""
+        warnings = result.report.warnings
+        if card is not None:
+            card.warnings = warnings
+        else:
+            for warning in warnings:
+                print(f"%%remote: {warning}", file=sys.stderr)
+        for payload in result.payload:
+            self._shell.payload_manager.write_payload(payload)
+        if result.value is not None:
+            self._shell.displayhook.update_user_ns(result.value)
+        if result.error is None:
+            return "done"
+        mark_as_shown(result.error, result.traceback)
+        return "interrupted" if isinstance(result.error, KeyboardInterrupt) else "error"
+
+
+def new_card(request: Request) -> RunState | None:
+    """The card of a run, unless the user wants none."""
+    return None if request.quiet else RunState(target=request.on, gpu=str(request.gpu or ""))
+
+
+def _finish(session: Session, frontend: Frontend, card: RunState | None, phase: Phase) -> None:
+    """The card's last state."""
+    if card is None or not isinstance(frontend, KernelFrontend):
+        return
+    if session.machine is not None:
+        card.machine = session.machine.name
+        card.rate = session.machine.offer.price.micro_per_hour
+    card.enter(phase)
+    frontend.show()
+
+
+def mark_as_shown(error: BaseException, traceback: list[str]) -> None:
+    """The machine's traceback of this error has already been published, in its place."""
+    error._mlinfra_traceback = traceback  # type: ignore[attr-defined]
+
+
+def show_errors_once(shell: Any) -> None:
+    """Raising a remote error here stops the notebook; it must not show it a second time."""
+    original = shell.showtraceback
+
+    def showtraceback(*args: Any, **kwargs: Any) -> None:
+        kind, error, trace = sys.exc_info()
+        shown = getattr(error, "_mlinfra_traceback", None)
+        if shown is None:
+            original(*args, **kwargs)
+            return
+        shell._last_traceback = shown
+        sys.last_type, sys.last_value, sys.last_traceback = kind, error, trace
+
+    shell.showtraceback = showtraceback
