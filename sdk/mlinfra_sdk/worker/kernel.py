@@ -11,7 +11,9 @@ import signal
 import socket
 import sys
 import traceback
+import warnings
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import zmq
 from ipykernel.comm.comm import BaseComm
 from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
+from ipykernel.utils import _async_in_context
 from traitlets.config import Config
 from zmq.eventloop.zmqstream import ZMQStream
 
@@ -86,7 +89,9 @@ class WorkerKernel(IPythonKernel):
             jobs.linger = 0
             jobs.bind(address)
             self._jobs = ZMQStream(jobs, self.io_loop)
-            self._jobs.on_recv(self._take_job, copy=False)
+            # In one context for all cells: numpy, decimal and others keep settings in it.
+            take = _async_in_context(partial(self.shell_main, None))
+            self._jobs.on_recv(take, copy=False)
 
     def _wake_on_signals(self) -> None:
         """Let a signal end the event loop's sleep: without it an interrupt of a top-level await
@@ -101,9 +106,6 @@ class WorkerKernel(IPythonKernel):
             reader.recv(4096)
 
         self.io_loop.add_handler(reader, drain, self.io_loop.READ)
-
-    async def _take_job(self, msg: Any) -> None:
-        await self.shell_main(None, msg)
 
     @property
     def _shell(self) -> Any:
@@ -261,6 +263,8 @@ def main() -> None:
     os.environ[WORKER_VARIABLE] = "1"
     if hasattr(BaseComm, "_reply_subshell_for"):  # since ipykernel 7.4
         setattr(BaseComm, "_reply_subshell_for", _reply_subshell_for)  # noqa: B010
+    # The notebook's own IPython says this when the exception arrives there.
+    warnings.filterwarnings("ignore", "To exit: use", UserWarning)
     config = Config()
     config.HistoryManager.enabled = False
     IPKernelApp.launch_instance(kernel_class=WorkerKernel, config=config)
