@@ -165,7 +165,10 @@ class Session:
     def restart(self) -> None:
         """Give the machine a fresh kernel: variables that only lived there are lost."""
         client = self._connect()
+        ending = [it.run for it in self._runs_left() if it.kernel == self._kernel and not it.ended]
         info = client.ask(m.RestartKernel(client.next_id(), self._kernel), m.KernelInfo)
+        for run in ending:
+            client.send(m.Collected(client.next_id(), run))
         self._generation = info.generation
         self._local.forget("the remote kernel was restarted")
 
@@ -493,6 +496,7 @@ class Session:
             except LinkClosed as error:
                 raise self._left_alone(run.name, error) from None
             if not isinstance(ended, Outcome):
+                client.send(m.Collected(client.next_id(), run.name))
                 raise self._kernel_died(ended)
             result = self._finish(client, ended, self._local.apply)
             client.send(m.Collected(client.next_id(), run.name))
