@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -123,11 +124,10 @@ class Cells:
 
     def _take(self, result: Result, card: RunState | None) -> Phase:
         """What a cell leaves behind beside its variables."""
-        warnings = result.report.warnings
         if card is not None:
-            card.warnings = warnings
+            card.warnings = result.report.warnings
         else:
-            for warning in warnings:
+            for warning in result.report.warnings:
                 print(f"%%remote: {warning}", file=sys.stderr)
         for payload in result.payload:
             self._shell.payload_manager.write_payload(payload)
@@ -160,6 +160,18 @@ def mark_as_shown(error: BaseException, traceback: list[str]) -> None:
     error._mlinfra_traceback = traceback  # type: ignore[attr-defined]
 
 
+def _do_not_warn_of_exit(shell: Any) -> None:
+    """Until the end of this cell: the machine's IPython has said how to exit."""
+    filters = warnings.filters[:]
+    warnings.filterwarnings("ignore", "To exit: use", UserWarning)
+
+    def restore(result: object) -> None:
+        warnings.filters[:] = filters  # type: ignore[index]
+        shell.events.unregister("post_run_cell", restore)
+
+    shell.events.register("post_run_cell", restore)
+
+
 def show_errors_once(shell: Any) -> None:
     """Raising a remote error here stops the notebook; it must not show it a second time."""
     original = shell.showtraceback
@@ -170,6 +182,8 @@ def show_errors_once(shell: Any) -> None:
         if shown is None:
             original(*args, **kwargs)
             return
+        if isinstance(error, SystemExit):
+            _do_not_warn_of_exit(shell)
         shell._last_traceback = shown
         sys.last_type, sys.last_value, sys.last_traceback = kind, error, trace
 

@@ -6,12 +6,12 @@ the cell changed after it, all within the one execute request.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
 import sys
 import traceback
-import warnings
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 import zmq
 from ipykernel.comm.comm import BaseComm
+from ipykernel.iostream import OutStream
 from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
 from ipykernel.utils import _async_in_context
@@ -62,11 +63,21 @@ class Job(msgspec.Struct):
     arguments: list[str] = []
 
 
+class Stream(OutStream):
+    """stdout or stderr. ipykernel flushes both several times for each cell, and each time its main
+    thread waits for another one; here only if there is something to be sent."""
+
+    def flush(self) -> None:
+        if self.echo is not None or getattr(self, "_buffers", True):
+            super().flush()
+
+
 class WorkerKernel(IPythonKernel):
     """An ipykernel whose variables follow those of a notebook elsewhere."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.log.setLevel(logging.WARNING)  # ipykernel makes records of each message for no one
         self._job: Job | None = None
         self._inputs = Inputs()
         self._result: Any = None
@@ -263,10 +274,9 @@ def main() -> None:
     os.environ[WORKER_VARIABLE] = "1"
     if hasattr(BaseComm, "_reply_subshell_for"):  # since ipykernel 7.4
         setattr(BaseComm, "_reply_subshell_for", _reply_subshell_for)  # noqa: B010
-    # The notebook's own IPython says this when the exception arrives there.
-    warnings.filterwarnings("ignore", "To exit: use", UserWarning)
     config = Config()
     config.HistoryManager.enabled = False
+    config.IPKernelApp.outstream_class = f"{Stream.__module__}.{Stream.__qualname__}"
     IPKernelApp.launch_instance(kernel_class=WorkerKernel, config=config)
 
 
