@@ -56,7 +56,7 @@ class Browser:
             [Path(sys.prefix) / "bin" / "node", Path(__file__).with_name(script)],
             env=os.environ
             | {"APP": self.app, "URL": self.url, "TOKEN": self.token}
-            | {"CHROMIUM": CHROMIUM, "SCREENSHOTS": str(SCREENSHOTS)}
+            | {"CHROMIUM": CHROMIUM, "SCREENSHOTS": str(SCREENSHOTS), "FOLDER": str(self.folder)}
             | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
