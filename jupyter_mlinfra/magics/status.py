@@ -32,9 +32,8 @@ def show_status(resolved: Resolved, session: Session | None) -> None:
             )
             up = units.format_duration(time.time() - agent.started)
             cost = session.ledger.cost(machine.id)
-            print(
-                f"  up {up}, {state}, Python {agent.python}, {units.format_usd(cost.total)} so far"
-            )
+            python, so_far = agent.versions["Python"], units.format_usd(cost.total)
+            print(f"  up {up}, {state}, Python {python}, {so_far} so far")
         print(f"  it ends by itself ({machine.provider.capabilities.hard_stop}-enforced)")
     print()
     show_settings(resolved)

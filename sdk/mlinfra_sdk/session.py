@@ -25,11 +25,12 @@ from mlinfra_sdk.errors import (
     MlinfraError,
     RequestError,
     RunDetached,
+    VersionMismatch,
 )
 from mlinfra_sdk.frontend import Console, Frontend
 from mlinfra_sdk.jobs import Background, RunHandle
 from mlinfra_sdk.ledger import Ledger
-from mlinfra_sdk.machines import lifecycle
+from mlinfra_sdk.machines import lifecycle, versions
 from mlinfra_sdk.machines.client import AgentClient
 from mlinfra_sdk.machines.lifecycle import LiveMachine
 from mlinfra_sdk.machines.portal import portal
@@ -620,9 +621,15 @@ class Session:
             self._store,
             self.request.reconnect,
         )
+        info = client.ask(m.Describe(client.next_id()), m.AgentInfo)
+        try:
+            versions.check(machine.name, info)
+        except VersionMismatch:
+            client.close()
+            portal().call(lifecycle.stop(machine, self.ledger, "its versions do not fit"))
+            raise
         self._machine, self._client = machine, client
         lifetime.opened(self)
-        info = client.ask(m.Describe(client.next_id()), m.AgentInfo)
         self._kernel = ""
         self._shared_store = info.store == self._store.id
         self._generation = 0

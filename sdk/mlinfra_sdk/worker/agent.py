@@ -31,6 +31,7 @@ from mlinfra_sdk.objects.store import ChunkStore
 from mlinfra_sdk.worker import messages as m
 from mlinfra_sdk.worker.kernel_host import KernelHost
 from mlinfra_sdk.worker.runs import Run, Runs
+from mlinfra_sdk.worker.versions import versions
 from mlinfra_sdk.worker.watchdog import Limits, Watchdog
 
 logger = logging.getLogger(__name__)
@@ -210,8 +211,7 @@ class Agent:
                 self.watchdog.end(request.reason)
             case m.Describe():
                 return m.AgentInfo(
-                    __version__,
-                    platform.python_version(),
+                    versions(),
                     self.store.id,
                     self.watchdog.started,
                     self.busy,

@@ -13,7 +13,6 @@ import socket
 import sys
 import traceback
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from mlinfra_sdk.errors import MlinfraError
 from mlinfra_sdk.namespace.delta import Inputs, Outputs
 from mlinfra_sdk.namespace.sync import WorkerNamespace
 from mlinfra_sdk.objects.store import ChunkStore
+from mlinfra_sdk.worker.interrupts import Interrupts
 from mlinfra_sdk.worker.messages import (
     HANDLED,
     JOBS_VARIABLE,
@@ -61,6 +61,8 @@ class Job(msgspec.Struct):
     op: str
     count: int = 0
     arguments: list[str] = []
+    sent: float = 0.0
+    """When the agent handed it over, by the monotonic clock."""
 
 
 class Stream(OutStream):
@@ -81,6 +83,9 @@ class WorkerKernel(IPythonKernel):
         self._job: Job | None = None
         self._inputs = Inputs()
         self._result: Any = None
+        self._loaded = False
+        self._interrupts = Interrupts()
+        self._taking = False
         self._namespace = WorkerNamespace(
             self._shell.user_ns,
             ChunkStore(Path(os.environ[STORE_VARIABLE])),
@@ -93,6 +98,7 @@ class WorkerKernel(IPythonKernel):
         """Also take the agent's requests from a socket of their own, in the main thread: the way
         through ipykernel's shell thread costs a warm cell half a millisecond."""
         super().start()
+        self._interrupts.install()
         self._wake_on_signals()
         address = os.environ.get(JOBS_VARIABLE)
         if address:
@@ -101,7 +107,7 @@ class WorkerKernel(IPythonKernel):
             jobs.bind(address)
             self._jobs = ZMQStream(jobs, self.io_loop)
             # In one context for all cells: numpy, decimal and others keep settings in it.
-            take = _async_in_context(partial(self.shell_main, None))
+            take = _async_in_context(self._take_job)
             self._jobs.on_recv(take, copy=False)
 
     def _wake_on_signals(self) -> None:
@@ -117,6 +123,17 @@ class WorkerKernel(IPythonKernel):
             reader.recv(4096)
 
         self.io_loop.add_handler(reader, drain, self.io_loop.READ)
+
+    async def _take_job(self, msg: Any) -> None:
+        self._taking = True
+        await self.shell_main(None, msg)
+
+    def pre_handler_hook(self) -> None:
+        """Let interrupts through while other messages than jobs are handled."""
+        super().pre_handler_hook()
+        if self._taking:
+            self._taking = False
+            self.post_handler_hook()
 
     @property
     def _shell(self) -> Any:
@@ -144,53 +161,49 @@ class WorkerKernel(IPythonKernel):
         job, self._job = self._job, None
         if job is None:
             return await super().do_execute(code, silent, *args, **kwargs)
+        self._loaded = job.op != "cell"
         try:
-            if job.op == "fetch":
-                outputs = self._namespace.fetch(job.arguments[0])
-            elif job.op == "values":
-                outputs = self._namespace.values(job.arguments)
-            elif job.op == "forget":
-                self._namespace.forget()
-                outputs = Outputs()
-            else:
-                return await self._run_cell(job, code, silent, *args, **kwargs)
-            content: dict[str, Any] = {"status": "ok"}
+            with self._interrupts.raised(job.sent):
+                content, outputs = await self._do(job, code, silent, *args, **kwargs)
         except (Exception, KeyboardInterrupt) as error:
-            outputs, content = Outputs(), _failed(error)
+            content, outputs = _failed(error) | {"loading": not self._loaded}, Outputs()
+            if job.op == "cell":
+                self._publish_error(content)
         self._publish_result(content, outputs)
         return content
 
+    async def _do(
+        self, job: Job, code: str, silent: bool, *args: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], Outputs]:
+        if job.op == "cell":
+            return await self._run_cell(job, code, silent, *args, **kwargs)
+        outputs = Outputs()
+        if job.op == "fetch":
+            outputs = self._namespace.fetch(job.arguments[0])
+        elif job.op == "values":
+            outputs = self._namespace.values(job.arguments)
+        elif job.op == "forget":
+            self._namespace.forget()
+        return {"status": "ok"}, outputs
+
     async def _run_cell(
         self, job: Job, code: str, silent: bool, *args: Any, **kwargs: Any
-    ) -> dict[str, Any]:
-        shell = self._shell
-        shell.execution_count = job.count
+    ) -> tuple[dict[str, Any], Outputs]:
+        self._shell.execution_count = job.count
         self._result = None
         inputs, self._inputs = self._inputs, Inputs()
-        warnings: list[str] = []
-        try:
-            warnings = list(self._namespace.load(inputs) or ())
-        except (Exception, KeyboardInterrupt) as error:
-            content = _failed(error)
-            self._publish_error(content)
-            self._publish_result(content | {"loading": True}, Outputs())
-            return content
+        warnings = list(self._namespace.load(inputs) or ())
+        self._loaded = True
         content = await super().do_execute(code, silent, *args, **kwargs)
-        result = self._result
+        result, self._result = self._result, None
         extra: dict[str, Any] = {}
         raised: BaseException | None = None
         if result is not None:
             raised = result.error_in_exec or result.error_before_exec
             if result.result is not None:
                 extra["_"] = result.result
-        self._result = None
-        try:
-            outputs = self._namespace.collect(extra=extra, error=raised)
-        except (Exception, KeyboardInterrupt) as error:
-            outputs, content = Outputs(), _failed(error)
-            self._publish_error(content)
-        self._publish_result(content | {"warnings": warnings}, outputs)
-        return content
+        outputs = self._namespace.collect(extra=extra, error=raised)
+        return content | {"warnings": warnings}, outputs
 
     def _publish_status(self, status: str, channel: str, parent: Any = None) -> None:
         """Only the end of a comm message; that of a run is known by its result."""

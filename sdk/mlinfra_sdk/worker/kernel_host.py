@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -168,6 +169,7 @@ class KernelHost:
             "allow_stdin": stdin,
             "stop_on_error": False,
         }
+        metadata["mlinfra"]["sent"] = time.monotonic()
         await self._require().send_job(run, content, metadata, buffers)
 
     async def comm(

@@ -225,8 +225,7 @@ class RunInfo(msgspec.Struct, omit_defaults=True):
 class AgentInfo(msgspec.Struct, omit_defaults=True):
     """What an agent says of itself. ``store`` is the id of its chunk store."""
 
-    version: str
-    python: str
+    versions: dict[str, str]
     store: str
     started: float
     busy: bool
