@@ -420,3 +420,33 @@ def test_tracebacks_of_notebook_functions_show_their_source(tmp_path: Path) -> N
             "try:\n    f(0)\nexcept ZeroDivisionError:\n    text = traceback.format_exc()\n"
         )
         assert "return 1 / y  # here" in sides.ns["text"] and "line 3, in f" in sides.ns["text"]
+
+
+def test_an_object_replaced_by_an_equal_one_is_a_change(sides: Sides) -> None:
+    sides.local("inner = [1]; x = [inner, [1]]; frame = {'self': x}")
+    x, inner = sides.ns["x"], sides.ns["inner"]
+    assert sides.remote("x[1] = inner").changed == ["x"]
+    assert sides.ns["x"] is x and x[1] is inner is x[0]
+    sides.remote("x[0] = [1]")
+    assert x[1] is inner and x[0] is not inner and x[0] == inner
+
+
+def test_states_that_are_made_for_pickling_are_no_change(sides: Sides) -> None:
+    sides.local(
+        "class Stateful:\n"
+        "    def __init__(self): self.items = [1]\n"
+        "    def __getstate__(self): return {'copy': list(self.items)}\n"
+        "    def __setstate__(self, state): self.items = state['copy']\n"
+        "s = Stateful()"
+    )
+    for _ in range(2):
+        assert sides.remote("len(s.items)").changed == []
+    assert sides.remote("s.items.append(2)").changed == ["s"]
+
+
+def test_a_variable_that_shared_objects_is_deleted_over_there_too(sides: Sides) -> None:
+    sides.local("b = [1]")
+    sides.remote("a = b")
+    sides.remote("a.append(2)")
+    sides.local("del b")
+    assert type(sides.remote("b").error) is NameError

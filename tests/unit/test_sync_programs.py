@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import functools
 import subprocess
 import types
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from sides import HIDDEN, ProcessWorker, Sides, run_cell, worker_process
 
 SETUP = """
+import collections, functools
 import numpy as np
 class Box:
     count = 0
@@ -28,6 +31,10 @@ class Slotted:
     __slots__ = ("value", "other")
     def __init__(self, value):
         self.value = value
+class Sub(Box):
+    def bump(self):
+        super().bump()
+        return [self]
 def counter():
     n = 0
     def up():
@@ -98,6 +105,26 @@ STATEMENTS = [
     "total = [total, {x}]",
     "{x}.append(1); {x} = {y}",
     "{x}.append(2); del {x}",
+    "{x} = Sub({y})",
+    "{x} = {y}[::-1]",
+    "{x} = {y}.reshape(-1)[1:3]",
+    "{x} = {y}.view()",
+    "{x}[1:] *= 2",
+    "class {x}(Box): items = [{y}]",
+    "{x}.items.append({y})",
+    "{x} = [*{y}]",
+    "{x} = {y}, {y}",
+    "{x} = collections.deque([{y}])",
+    "{x} = collections.defaultdict(list, k={y})",
+    "{x} = np.array([{y}, {z}], dtype=object)",
+    "{x} = functools.partial(put, {y})",
+    "{x}({y})",
+    "for {x} in [{y}, {z}]: pass",
+    "{x} = [i for i in {y}]; {z} = {x}",
+    "{x}.value = [{x}]",
+    "globals()['{x}'] = [{y}]",
+    "Box.bump = lambda self: {y}",
+    "try: {x}.append(1); {y}.foo\nexcept AttributeError as error: {z} = [str(type(error))]",
 ]
 
 
@@ -130,14 +157,17 @@ def canonical(ns: dict[str, Any]) -> list[str]:
         return f"#{number}={content(value)}"
 
     def content(value: Any) -> str:
-        if isinstance(value, list):
+        if isinstance(value, (list, collections.deque)):
             return f"[{', '.join(map(show, value))}]"
         if isinstance(value, dict):
             return f"dict({', '.join(f'{show(k)}: {show(v)}' for k, v in value.items())})"
         if isinstance(value, set):
             return f"set{sorted(map(show, value))}"
         if isinstance(value, np.ndarray):
-            return f"array {value.dtype} {value.tolist()}"
+            items = show(value.tolist()) if value.dtype == object else value.tolist()
+            return f"array {value.dtype} {items}"
+        if isinstance(value, functools.partial):
+            return f"partial {show(value.args)}"
         if isinstance(value, type):
             own = {k: v for k, v in vars(value).items() if not k.startswith("__")}
             own = {k: v for k, v in own.items() if not callable(v) and not hasattr(v, "__get__")}
@@ -161,7 +191,7 @@ def canonical(ns: dict[str, Any]) -> list[str]:
     return [
         f"{name} = {show(ns[name])}"
         for name in sorted(ns)
-        if name not in HIDDEN and name not in ("np", "put", "counter")
+        if name not in HIDDEN and name not in ("np", "collections", "functools", "put", "counter")
     ]
 
 
@@ -204,7 +234,7 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
         yield process
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(program=st.lists(cells(), min_size=1, max_size=8))
 def test_alternating_equals_local(
     program: list[tuple[bool, str]],

@@ -85,6 +85,7 @@ class LocalNamespace:
         self._exchange: Exchange | None = None
         self._records: dict[str, Record] = {}
         self._groups: dict[int, GroupRecord] = {}
+        self._there: set[str] = set()  # variables that the worker has, whatever they hold
         self._ambient: dict[str, bytes] = {}
         self._remote_values: weakref.WeakValueDictionary[str, RemoteValue]
         self._remote_values = weakref.WeakValueDictionary()
@@ -133,7 +134,7 @@ class LocalNamespace:
             self._forget_records()
         scanner = Scanner(self._realm, self._store)
         roots = self._closure(scanner, wanted, values, hidden)
-        deleted = [name for name in self._records if name not in self.ns and name not in values]
+        deleted = sorted(name for name in self._there if name not in self.ns and name not in values)
         exchange = Exchange(roots, {}, {}, deleted, len(self._exports), len(self._released))
         groups = []
         used_families: set[int] = set()
@@ -261,6 +262,7 @@ class LocalNamespace:
             self._bind(name, self._remote_value(name, ref), report)
         for name in outputs.deleted:
             self.ns.pop(name, None)
+            self._there.discard(name)
             report.deleted.append(name)
         self._record(arrived, outputs.remote)
         if outputs.ambient or exchange is None:
@@ -274,6 +276,7 @@ class LocalNamespace:
         """The worker has loaded what was prepared."""
         self._records.update(exchange.records)
         self._groups.update(exchange.groups)
+        self._there = self._there.union(exchange.records).difference(exchange.deleted)
         for name in exchange.deleted:
             self._records.pop(name, None)
         del self._exports[: exchange.exports]
@@ -347,6 +350,7 @@ class LocalNamespace:
             report.extra[name[1:]] = value
         elif not name.startswith(FORMER):
             self.ns[name] = value
+            self._there.add(name)
             (report.remote if type(value) is RemoteValue else report.changed).append(name)
 
     def _keep_remote(self, group: Group, error: Exception, report: Report) -> None:
@@ -454,6 +458,7 @@ class LocalNamespace:
     def forget(self, reason: str = "its kernel is gone") -> None:
         """The worker's namespace is gone: everything is sent again, RemoteValues are lost."""
         self._forget_records()
+        self._there.clear()
         self._exports.clear()
         self._released.clear()
         for value in list(self._remote_values.values()):
@@ -461,6 +466,8 @@ class LocalNamespace:
         self._remote_values.clear()
 
     def _forget_records(self) -> None:
+        if self._exchange is not None:
+            self._there.update(self._exchange.records)
         self._exchange = None
         self._records.clear()
         self._groups.clear()
