@@ -30,8 +30,8 @@ def test_it_shows_what_it_is_without_fetching(sides: Sides) -> None:
         "<numpy.ndarray, shape 100000, float64, 781.2 KiB (remote: .pull() fetches it)>"
     )
     assert "pull" in dir(big)
-    for probe in ("_repr_html_", "_ipython_display_", "_repr_mimebundle_"):
-        assert not hasattr(big, probe)
+    assert not hasattr(big, "_repr_html_") and not hasattr(big, "_ipython_display_")
+    assert big._repr_mimebundle_() is None
     assert sides.moved == moved and type(sides.ns["big"]) is RemoteValue
 
 
