@@ -31,12 +31,11 @@ class LoggingState:
     def get(self) -> dict[str, Any]:
         manager = logging.root.manager
         found: dict[str, _Description] = {"": self._describe(logging.root, "")}
-        for name, logger in manager.loggerDict.items():
-            if isinstance(logger, logging.Logger) and self._is_set_up(logger):
-                top = name.partition(".")[0]
-                description = self._describe(logger, top)
-                if description != self._unset and top not in _INFRASTRUCTURE:
-                    found[name] = description
+        for name, logger in self._set_up(list(manager.loggerDict.items())):
+            top = name.partition(".")[0]
+            description = self._describe(logger, top)
+            if description != self._unset and top not in _INFRASTRUCTURE:
+                found[name] = description
         return {"disabled": manager.disable, "loggers": dict(sorted(found.items()))}
 
     def set(self, value: dict[str, Any]) -> None:
@@ -46,10 +45,17 @@ class LoggingState:
         for name, description in value["loggers"].items():
             self._apply(logging.getLogger(name or None), description)
 
-    def _is_set_up(self, logger: logging.Logger) -> bool:
-        if self._files or logger.handlers:
-            return bool(logger.handlers)
-        return bool(logger.level or logger.disabled or not logger.propagate)
+    def _set_up(self, loggers: list[tuple[str, Any]]) -> list[tuple[str, logging.Logger]]:
+        """Those that may have something to tell; there are hundreds, and they are asked for every
+        cell."""
+        loggers = [item for item in loggers if type(item[1]) is not logging.PlaceHolder]
+        if self._files:
+            return [item for item in loggers if item[1].handlers]
+        return [
+            (name, it)
+            for name, it in loggers
+            if it.handlers or it.level or it.disabled or not it.propagate
+        ]
 
     def _describe(self, logger: logging.Logger, top: str) -> _Description:
         handlers = []

@@ -56,12 +56,19 @@ class Environ:
 
     def __init__(self) -> None:
         self._base = dict(os.environ)
+        self._raw: object = None
+        self._changes: dict[str, str | None] = {}
 
     def get(self) -> dict[str, str | None]:
-        now = dict(os.environ)
+        # Decoding all variables for every cell would cost more than most of the other state.
+        raw = getattr(os.environ, "_data", None)
+        if raw is None or raw != self._raw:
+            self._raw = dict(raw or {})
+            self._changes = self._compare(dict(os.environ))
+        return self._changes
+
+    def _compare(self, now: dict[str, str]) -> dict[str, str | None]:
         base = self._base
-        if now == base:
-            return {}
         names = [name for name in {**base, **now} if now.get(name) != base.get(name)]
         return {name: now.get(name) for name in sorted(names) if not self._OWN.fullmatch(name)}
 
