@@ -32,11 +32,16 @@ class Graph(msgspec.Struct, eq=False):
 
 
 class Scanner:
-    """Pickles variables for one exchange; no buffer is hashed twice."""
+    """Pickles variables for one exchange; no buffer is hashed twice.
 
-    def __init__(self, realm: Realm, store: ChunkStore) -> None:
+    ``keep``: whatever is hashed is also stored, chunk by chunk while it is in the processor's
+    cache. For a side that sends what the other one does not hold.
+    """
+
+    def __init__(self, realm: Realm, store: ChunkStore, *, keep: bool = False) -> None:
         self._realm = realm
         self._store = store
+        self._keep = keep
         self._refs: dict[tuple[int, int], BlobRef] = {}
 
     def root(self, name: str, value: object) -> Root:
@@ -75,7 +80,8 @@ class Scanner:
         key = _memory_key(buffer)
         ref = self._refs.get(key) if key is not None else None
         if ref is None:
-            ref = self._store.digest_buffer(buffer)
+            store = self._store
+            ref = store.put_buffer(buffer) if self._keep else store.digest_buffer(buffer)
             if key is not None:
                 self._refs[key] = ref
         return ref

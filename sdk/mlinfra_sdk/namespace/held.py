@@ -199,14 +199,9 @@ class WorkerNamespace:
 
     def _bound(self, cell: _Cell, hidden: Collection[str]) -> dict[str, Any]:
         """Variables that are bound to other objects than before the cell."""
-        missing = object()
-        return {
-            name: value
-            for name, value in list(self.ns.items())
-            if value is not cell.values.get(name, missing)
-            and name.isidentifier()
-            and name not in hidden
-        }
+        before, missing = cell.values.get, object()
+        found = [item for item in list(self.ns.items()) if item[1] is not before(item[0], missing)]
+        return {name: value for name, value in found if name.isidentifier() and name not in hidden}
 
     def _add_mutated(self, cell: _Cell, gone: Collection[str], exchange: _Exchange) -> set[str]:
         """Adds what the cell changed inside of the variables that it may have read.
@@ -324,8 +319,9 @@ class WorkerNamespace:
         dump = scanner.root(EXTRA, value).dump
         names = [name for name, held in self.ns.items() if held is value and name.isidentifier()]
         self._last_group -= 1
+        packed = scanner.pack(dump)
         self._hold(self._last_group, [scanner.root(name, value) for name in names], dump, scanner)
-        return Outputs([Group(self._last_group, [EXTRA], scanner.pack(dump))])
+        return Outputs([Group(self._last_group, [EXTRA], packed)])
 
     def forget(self) -> None:
         """Another client takes over: it knows nothing of what the variables hold."""

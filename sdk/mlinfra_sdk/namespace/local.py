@@ -132,7 +132,7 @@ class LocalNamespace:
     ) -> Inputs:
         if self._exchange is not None:  # no one knows what the worker holds now
             self._forget_records()
-        scanner = Scanner(self._realm, self._store)
+        scanner = Scanner(self._realm, self._store, keep=True)
         roots = self._closure(scanner, wanted, values, hidden)
         deleted = sorted(name for name in self._there if name not in self.ns and name not in values)
         exchange = Exchange(roots, {}, {}, deleted, len(self._exports), len(self._released))
