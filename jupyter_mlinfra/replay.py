@@ -66,8 +66,9 @@ class KernelFrontend:
 
     def phase(self, phase: Any) -> None:
         """Tell it on the card; a start takes long enough to be shown at once."""
-        if self._card is not None and self._card.phase != phase:
-            self._card.enter(phase)
+        if self._card is not None:
+            if self._card.phase != phase:
+                self._card.enter(phase)
             if self._card_id or phase != "running":
                 self.show()
 

@@ -81,14 +81,19 @@ def render_html(state: RunState) -> str:
     remarks = "".join(
         f'<div style="padding:0 8px 2px 26px">{_escape(remark)}</div>' for remark in _remarks(state)
     )
-    bar = "" if state.phase in ENDED else _bar(phases, elapsed, "2px")
+    head = f'{symbol} <b>{look.words}</b> <span style="{_FAINT}">· {line}</span>'
+    if state.phase in ENDED:
+        body = (
+            f'<details><summary style="padding:0 8px;cursor:pointer">{head}</summary>'
+            f'<div style="padding:0 8px 4px 26px">{_details(state, phases, elapsed)}</div>'
+            f"</details>{remarks}"
+        )
+    else:  # drawn again every second, which would close the details
+        bar = _bar(phases, elapsed, "2px")
+        body = f'<div style="padding:0 8px">{head}</div>{remarks}{bar}'
     return (
         f'<div role="status" aria-label="{html.escape(" · ".join((look.words, *facts)))}"'
-        f' style="{_BOX}">'
-        f'<details><summary style="padding:0 8px;cursor:pointer">{symbol} <b>{look.words}</b> '
-        f'<span style="{_FAINT}">· {line}</span></summary>'
-        f'<div style="padding:0 8px 4px 26px">{_details(state, phases, elapsed)}</div>'
-        f"</details>{remarks}{bar}</div>"
+        f' style="{_BOX}">{body}</div>'
     )
 
 
@@ -119,7 +124,8 @@ def _facts(state: RunState, elapsed: float) -> list[str]:
     place = f"{state.target} {state.gpu}".rstrip()
     facts = [place, format_duration(elapsed)]
     if state.phase != "quote":
-        facts.append(f"{format_usd(state.spent(elapsed))} ({format_usd(state.rate)}/h)")
+        rate = f" ({format_usd(state.rate)}/h)" if state.rate else ""
+        facts.append(format_usd(state.spent(elapsed)) + rate)
     moved = []
     if state.bytes_up:
         moved.append(f"↑ {format_size(state.bytes_up)}")
@@ -146,8 +152,7 @@ def _details(state: RunState, phases: dict[Phase, float], elapsed: float) -> str
             f"{_LOOKS[phase].short} {format_duration(seconds)}"
             for phase, seconds in phases.items()
         )
-        bar = _bar(phases, elapsed, "4px") if state.phase in ENDED else ""
-        rows.append(("Time", times + bar))
+        rows.append(("Time", times + _bar(phases, elapsed, "4px")))
     rows.append(("Sent", _moved(state.sent, state.bytes_up)))
     rows.append(("Received", _moved(state.received, state.bytes_down)))
     return "".join(f"<div><b>{label}</b> {content}</div>" for label, content in rows)
@@ -157,7 +162,9 @@ def _moved(names: list[str], size: int) -> str:
     shown = ", ".join(f"<code>{_escape(name)}</code>" for name in names[:_MOST_NAMES])
     if len(names) > _MOST_NAMES:
         shown += f" and {len(names) - _MOST_NAMES} more"
-    return f"{shown} ({format_size(size)})" if shown else format_size(size)
+    if shown and size:
+        return f"{shown} ({format_size(size)})"
+    return shown or format_size(size)
 
 
 def _bar(phases: dict[Phase, float], elapsed: float, height: str) -> str:

@@ -15,27 +15,39 @@ const FLAGS = [
   '--disable-sync'
 ];
 
-/** Opens a notebook, hands its page to `scenario`, and closes the browser whatever happens. */
-export async function withNotebook(path, scenario) {
+/** Opens a page, hands it to `scenario`, and closes the browser whatever happens. */
+export async function withPage(scenario) {
   const browser = await chromium.launch({
     args: FLAGS,
     ...(CHROMIUM && { executablePath: CHROMIUM })
   });
-  let notebook;
   try {
     const page = await browser.newPage({
       viewport: { width: 1280, height: 1400 }
     });
     page.setDefaultTimeout(30_000);
-    notebook = new Notebook(page);
-    await notebook.open(path);
-    await scenario(notebook);
-  } catch (error) {
-    await notebook?.explain(path);
-    throw error;
+    await scenario(page);
   } finally {
     await browser.close();
   }
+}
+
+/** Opens a notebook and hands it to `scenario`. */
+export async function withNotebook(path, scenario) {
+  await withPage(async page => {
+    const notebook = new Notebook(page);
+    try {
+      await notebook.open(path);
+      await scenario(notebook);
+    } catch (error) {
+      await notebook.explain(path);
+      throw error;
+    }
+  });
+}
+
+export async function take(page, name) {
+  await page.screenshot({ path: join(SCREENSHOTS, `${name}.png`) });
 }
 
 class Notebook {
@@ -76,6 +88,12 @@ class Notebook {
   /** Runs all cells, as the Run menu does, and waits until they have ended. */
   async runAll() {
     await this.command('notebook:run-all-cells');
+  }
+
+  /** Runs one cell and waits for its end. */
+  async run(index) {
+    await this.cell(index).locator('.jp-InputArea').click();
+    await this.command('notebook:run-cell');
   }
 
   async save() {
@@ -132,7 +150,7 @@ class Notebook {
   }
 
   async screenshot(name) {
-    await this.page.screenshot({ path: join(SCREENSHOTS, `${name}.png`) });
+    await take(this.page, name);
   }
 
   /** Takes one screenshot in the light theme and one in the dark. */

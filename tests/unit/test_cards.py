@@ -84,8 +84,8 @@ def test_the_text_is_one_line_with_the_facts() -> None:
     )
 
 
-def test_what_is_free_says_so_with_its_rate() -> None:
-    assert "$0.00 ($0.00/h)" in render_text(state(seconds={"running": 1.0}))
+def test_what_is_free_says_so() -> None:
+    assert render_text(state(seconds={"running": 1.0})) == "Done · local · 1s · $0.00"
 
 
 def test_no_price_is_claimed_before_there_is_an_offer() -> None:
