@@ -7,15 +7,11 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import msgspec
-
-from mlinfra_sdk.errors import MlinfraError, RequestError
 from mlinfra_sdk.frontend import Console, Frontend
-from mlinfra_sdk.ledger import Ledger
-from mlinfra_sdk.machines import lifecycle
-from mlinfra_sdk.machines.portal import portal
+from mlinfra_sdk.jobs import directory
+from mlinfra_sdk.ledger import Machine
 from mlinfra_sdk.session import Session
-from mlinfra_sdk.spec import Request, did_you_mean
+from mlinfra_sdk.spec import Request
 from mlinfra_sdk.worker.messages import RunInfo
 
 from ..cards import RunState
@@ -77,19 +73,10 @@ class Sessions:
     def with_run(self, name: str, request: Request) -> tuple[Session, RunInfo]:
         """The session whose machine has this run. Machines that another notebook, or an earlier
         one, has started are looked at too. Without a name the only run is meant."""
-        found = list(self._runs(request))
-        matching = [(it, info) for it, info in found if name in ("", info.run, info.label)]
-        if len(matching) == 1:
-            session, info = matching[0]
-            self._sessions[session.request.place] = session
-            self.current = session
-            return session, info
-        names = [info.label or info.run for _, info in found]
-        if len(matching) > 1:
-            problem = "There are several runs" if not name else f"Several runs are called {name!r}"
-            raise RequestError(f"{problem}.", hint=f"Name one: {', '.join(names)}.")
-        problem = f"There is no run {name!r}.{did_you_mean(name, names)}" if name else "No run."
-        raise RequestError(problem, hint=f"Runs: {', '.join(names) or 'none'}.")
+        session, info = directory.the_run(name, self._runs(request))
+        self._sessions[session.request.place] = session
+        self.current = session
+        return session, info
 
     def runs(self, request: Request) -> list[tuple[str, RunInfo]]:
         """(machine, run) of every run on any machine of this user."""
@@ -100,25 +87,11 @@ class Sessions:
 
     def _runs(self, request: Request) -> Iterator[tuple[Session, RunInfo]]:
         known = {session.machine.id: session for session in self if session.machine is not None}
-        ledger = Ledger.open()
-        try:
-            machines = portal().call(lifecycle.with_runs(ledger))
-        finally:
-            ledger.close()
-        for machine in machines:
-            session = known.get(machine.id)
-            if session is None:
-                there = msgspec.structs.replace(
-                    request, on=machine.provider, machine=machine.name, gpu=None
-                )
-                session = self._new(there)
-            try:
-                runs = session.runs()
-            except MlinfraError as error:
-                print(f"{machine.name} does not answer: {error}", file=sys.stderr)
-                continue
-            for info in runs:
-                yield session, info
+
+        def session_on(machine: Machine) -> Session:
+            return known.get(machine.id) or self._new(directory.request_for(machine, request))
+
+        return directory.runs_everywhere(session_on, partial(print, file=sys.stderr))
 
     def forget_widgets(self, session: Session) -> None:
         """The session's kernel is gone, and its widgets with it."""

@@ -366,11 +366,16 @@ class Session:
         if not info.messages and not until_end:
             return
         watching = Running(info.run, portal(), publish)
+
+        def tick() -> None:
+            if client.closed is not None:
+                raise client.closed
+
         client.listen(info.run, watching.sink)
         try:
             client.send(m.Attach(client.next_id(), info.run, watch=True)).result()
             last = None if until_end else info.messages
-            watching.wait(lambda content: None, lambda: None, last=last)
+            watching.wait(lambda content: None, tick, last=last)
         finally:
             client.ignore(info.run)
             client.send(m.Leave(client.next_id(), info.run))
@@ -485,13 +490,14 @@ class Session:
             client.upload(digests)
         run = Running(secrets.token_hex(8), portal(), frontend.publish)
         client.listen(run.name, run.sink)
-        ledger_run = self._open_run(kind, cell)
+        ledger_run = None
         began = time.monotonic()
         status = "lost"
         sent = sorted({name for group in inputs.groups for name in group.names})
         try:
             frontend.phase("running")
             self._submit(client, run, code, inputs, count, frontend)
+            ledger_run = self._open_run(kind, cell)  # while the machine is at work
             try:
                 ended = follow(client, self._kernel, run, frontend)
             except LinkClosed as error:
