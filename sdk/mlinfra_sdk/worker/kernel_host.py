@@ -31,6 +31,8 @@ from jupyter_client.session import Session
 from mlinfra_sdk.errors import KernelDied
 from mlinfra_sdk.worker.messages import BEGUN, DIED, HANDLED, INPUT, JOBS_VARIABLE, RESULT, Record
 
+_NOTICED = 0.2
+"""Seconds within which a kernel surely notices a signal."""
 START_LIMIT = 60.0
 """Seconds within which a kernel must answer."""
 
@@ -65,6 +67,7 @@ class KernelHost:
         self._current: str | None = None
         self._queue: deque[_Job] = deque()
         self._evaluated = 0
+        self._interrupted = 0.0
 
     @property
     def alive(self) -> bool:
@@ -169,7 +172,8 @@ class KernelHost:
             "allow_stdin": stdin,
             "stop_on_error": False,
         }
-        metadata["mlinfra"]["sent"] = time.monotonic()
+        # The kernel may notice an earlier interrupt only now; it is not meant for this.
+        metadata["mlinfra"]["sent"] = max(time.monotonic(), self._interrupted + _NOTICED)
         await self._require().send_job(run, content, metadata, buffers)
 
     async def comm(
@@ -191,6 +195,7 @@ class KernelHost:
     def interrupt(self) -> None:
         """SIGINT to the kernel and its children, as Ctrl-C in a terminal."""
         self._require().signal(signal.SIGINT)
+        self._interrupted = time.monotonic()
 
     def _require(self) -> _Process:
         if self._process is None or not self._process.alive:
