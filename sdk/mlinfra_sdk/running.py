@@ -64,7 +64,8 @@ class Running:
         self._portal = portal
         self._publish = publish
         self._queue: queue.SimpleQueue[Record | BaseException] = queue.SimpleQueue()
-        self._held = 0
+        self._put = self._taken = 0
+        self._blocked = False
         self._room = anyio.Event()
         self._over = False
 
@@ -75,12 +76,14 @@ class Running:
             return
         if record.msg_type in (RESULT, DIED, HANDLED):
             self._over = True
-        size = _size(record)
-        self._held += size
+        self._put += _size(record)
         self._queue.put(record)
-        while self._held > _HELD and not self._over:
+        while self._put - self._taken > _HELD and not self._over:
             self._room = anyio.Event()
-            await self._room.wait()
+            self._blocked = True
+            if self._put - self._taken > _HELD:  # it may have been taken just before that
+                await self._room.wait()
+            self._blocked = False
 
     def fail(self, error: BaseException) -> None:
         """The run cannot go on: :meth:`wait` raises ``error``."""
@@ -113,8 +116,14 @@ class Running:
 
         request.add_done_callback(refused)
 
-    def _taken(self, size: int) -> None:
-        self._held -= size
+    def _take(self, record: Record) -> None:
+        """The front end has a record now. Waking the portal's thread costs more than most cells'
+        other work, so it is done only when that waits for room."""
+        self._taken += _size(record)
+        if self._blocked:
+            self._portal.soon(self._have_room)
+
+    def _have_room(self) -> None:
         self._room.set()
 
     def wait(
@@ -138,7 +147,7 @@ class Running:
                 continue
             if isinstance(item, BaseException):
                 raise item
-            self._portal.soon(self._taken, _size(item))
+            self._take(item)
             if item.msg_type == RESULT:
                 return Outcome(json.loads(item.content), item.buffers[0])
             if item.msg_type in (DIED, HANDLED):
