@@ -67,6 +67,10 @@ class RunDetached(MlinfraError):
     """The connection was lost for too long; the run goes on and can be brought back."""
 
 
+class StateError(MlinfraError, OSError):
+    """The directory where this user's state lies cannot be used."""
+
+
 class StoreError(MlinfraError):
     """The chunk store cannot give or take a chunk."""
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import platformdirs
 
+from .errors import StateError
+
 APP = "mlinfra"
 
 
@@ -17,7 +19,13 @@ def data_dir() -> Path:
     """
     override = os.environ.get("MLINFRA_HOME")
     path = Path(override) if override else platformdirs.user_data_path(APP, appauthor=False)
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StateError(
+            f"The state directory {path} cannot be made: {error.strerror}.",
+            hint="Set MLINFRA_HOME to a directory that you can write to.",
+        ) from None
     return path
 
 

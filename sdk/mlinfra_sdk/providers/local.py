@@ -22,7 +22,7 @@ import msgspec
 import psutil
 
 from mlinfra_sdk import paths
-from mlinfra_sdk.errors import ProviderError, RequestError
+from mlinfra_sdk.errors import LinkClosed, LinkError, ProviderError, RequestError
 from mlinfra_sdk.ledger import Price
 from mlinfra_sdk.link.wire import Wire, connect_unix
 from mlinfra_sdk.providers.base import Capabilities, Handle, Offer, Problem, Status
@@ -97,7 +97,13 @@ class LocalProvider:
 
     async def connect(self, handle: Handle) -> Wire:
         """Over the agent's unix socket (mode 0600)."""
-        return await connect_unix(_folder(handle) / SOCKET)
+        try:
+            return await connect_unix(_folder(handle) / SOCKET)
+        except LinkError:
+            status = await self.status(handle)
+            if status.alive:
+                raise
+        raise LinkClosed(f"The machine has ended: {status.reason}.")
 
     async def secret(self, handle: Handle) -> bytes:
         """From the machine's directory, which only this user can read."""

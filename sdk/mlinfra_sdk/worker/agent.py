@@ -73,8 +73,11 @@ class Agent:
 
     @property
     def busy(self) -> bool:
-        """Whether any kernel runs a cell or handles a widget's event."""
-        return any(kernel.running or kernel.handling for kernel in self._kernels.values())
+        """Whether any kernel starts, runs a cell or handles a widget's event."""
+        return any(
+            kernel.starting or kernel.running or kernel.handling
+            for kernel in self._kernels.values()
+        )
 
     @property
     def connected(self) -> bool:

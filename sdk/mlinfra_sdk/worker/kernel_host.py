@@ -75,6 +75,11 @@ class KernelHost:
         return self._process is not None and self._process.alive
 
     @property
+    def starting(self) -> bool:
+        """Whether its process is being started or ended."""
+        return self._lock.statistics().locked
+
+    @property
     def pid(self) -> int:
         """The process id, or 0."""
         return self._process.pid if self._process else 0
