@@ -15,24 +15,31 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from mlinfra_sdk import spec
 from mlinfra_sdk._version import __version__
 from mlinfra_sdk.errors import MlinfraError, RequestError
+from mlinfra_sdk.terminal import console, print_json, say
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from mlinfra_sdk.ledger import Ledger, Machine
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
+_ORIGIN = "the command line"
 
 _RUN_HELP = """\
 Run a Python script on a machine as if it ran here: it sees its arguments and standard input, its
 output appears as it is made, and its exit status is this command's. Ctrl-C interrupts it. The
 machine is stopped at its end, unless machine= names it.
 
+With --detach it is left running on its machine: `mlinfra attach` shows its output.
+
 settings:
 {settings}
 
 example:
   mlinfra run train.py idle=5m -- --epochs 3
+"""
+
+_ATTACH_HELP = """\
+Without a NAME the only run is meant. Ctrl-C leaves it running. Its variables stay on the machine
+for a notebook. Exits as the script did, or with 1 if the run failed.
 """
 
 
@@ -47,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         status = _dispatch(words)
         sys.stdout.flush()
     except MlinfraError as error:
-        _say(str(error))
+        say(str(error))
         status = USAGE if isinstance(error, RequestError) else FAILED
     except KeyboardInterrupt:
         status = INTERRUPTED
@@ -72,12 +79,16 @@ def _dispatch(words: list[str]) -> int:
     if script and options.command != "run":
         raise RequestError(f"{options.command} takes no arguments behind --.")
     if options.command == "run":
-        return _run(options.file, options.settings, script)
+        return _run(options, script)
     if options.command == "status":
         return _status(options.json)
     if options.command == "stop":
         return _stop(options.name, options.all)
-    return _doctor(options.json)
+    if options.command == "doctor":
+        return _doctor(options.json)
+    from mlinfra_sdk import cli_runs
+
+    return cli_runs.dispatch(options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -92,12 +103,14 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run",
         help="run a Python script on a machine",
-        usage="mlinfra run FILE.py [KEY=VALUE ...] [-- ARGUMENT ...]",
+        usage="mlinfra run FILE.py [KEY=VALUE ...] [--detach [--name NAME]] [-- ARGUMENT ...]",
         description=_RUN_HELP.format(settings=_indented(spec.describe(spec.NOTEBOOK))),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     run.add_argument("file", metavar="FILE.py", help="the script")
     run.add_argument("settings", metavar="KEY=VALUE", nargs="*", help="a setting, see above")
+    run.add_argument("--detach", action="store_true", help="leave it running and return at once")
+    run.add_argument("--name", metavar="NAME", help="name of the detached run, to find it again")
 
     status = commands.add_parser(
         "status",
@@ -123,30 +136,45 @@ def _parser() -> argparse.ArgumentParser:
         "Exits with 1 if there is a problem.",
     )
     doctor.add_argument("--json", action="store_true", help="print JSON")
+    _add_run_commands(commands)
     return parser
+
+
+def _add_run_commands(commands: Any) -> None:
+    runs = commands.add_parser(
+        "runs",
+        help="list runs that go on, wait, or have ended and not been collected",
+        description="List the runs on all machines: those that go on, that wait, and that have "
+        "ended and have not been collected by a notebook.",
+    )
+    runs.add_argument("--json", action="store_true", help="print JSON")
+    for name, words, more in (
+        ("attach", "show a run: its whole output, live from there on", _ATTACH_HELP),
+        ("logs", "show what a run has printed", ""),
+        ("wait", "wait for the end of a run", "Exits with 0 if the run has succeeded, else 1."),
+        ("cancel", "interrupt a run, take it out of the queue, or discard it", ""),
+    ):
+        sentence = f"{words[0].upper()}{words[1:]}."
+        command = commands.add_parser(name, help=words, description=f"{sentence} {more}".strip())
+        optional = "?" if name == "attach" else None
+        command.add_argument("name", metavar="NAME", nargs=optional, help="name or id of the run")
+        if name == "logs":
+            command.add_argument("-f", "--follow", action="store_true", help="go on until its end")
 
 
 def _indented(text: str) -> str:
     return "\n".join(f"  {line}" for line in text.splitlines())
 
 
-def _say(text: str) -> None:
-    print(f"mlinfra: {text}", file=sys.stderr)
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    # Into a file or a pipe nothing is cut off.
-    width = None if sys.stdout.isatty() else 1000
-    return Console(highlight=False, markup=False, emoji=False, width=width)
-
-
 # -- run -----------------------------------------------------------------------------------
 
 
-def _run(file: str, words: list[str], arguments: list[str]) -> int:
-    layer = _settings(words)
+def _run(options: argparse.Namespace, arguments: list[str]) -> int:
+    file, layers = options.file, [*spec.configured(), _settings(options.settings)]
+    if options.name is not None:
+        if not options.detach:
+            raise RequestError("--name is the name of a detached run.", hint="Add --detach.")
+        layers.append(spec.parse({"name": options.name}, place=spec.CELL, origin=_ORIGIN))
     path = Path(file)
     try:
         source = path.read_bytes()
@@ -155,7 +183,11 @@ def _run(file: str, words: list[str], arguments: list[str]) -> int:
     from mlinfra_sdk.session import Session
     from mlinfra_sdk.worker.script import run_script
 
-    request = spec.resolve([*spec.configured(), layer]).request
+    request = spec.resolve(layers).request
+    if options.detach:
+        from mlinfra_sdk.cli_runs import start_script
+
+        return start_script(request, file, source, arguments)
     with Session(namespace={}, request=request, notebook=str(path)) as session:
         return session.call(run_script, file, str(path.absolute()), source, arguments)
 
@@ -171,7 +203,7 @@ def _settings(words: list[str]) -> spec.Layer:
                 hint="The script's own arguments come after --.",
             )
         values[key] = value if equals else True
-    return spec.parse(values, place=spec.NOTEBOOK, origin="the command line")
+    return spec.parse(values, place=spec.NOTEBOOK, origin=_ORIGIN)
 
 
 # -- status --------------------------------------------------------------------------------
@@ -190,7 +222,7 @@ def _status(as_json: bool) -> int:
     finally:
         ledger.close()
     if as_json:
-        _print_json(
+        print_json(
             {
                 "machines": [_as_json(machine, cost[machine.id]) for machine in alive],
                 "usd_this_month": this_month / 1e6,
@@ -239,7 +271,7 @@ def _show_status(
 
     from mlinfra_sdk.units import format_duration, format_usd
 
-    console = _console()
+    out = console()
     if alive:
         table = Table("machine", "on", "GPU", "up", "cost", "rate", box=None, pad_edge=False)
         for machine in alive:
@@ -252,17 +284,17 @@ def _show_status(
                 format_usd(cost[machine.id]),
                 f"{format_usd(price.micro_per_hour)}/h ({price.source}, {price.date})",
             )
-        console.print(table)
+        out.print(table)
     else:
-        console.print("No machine runs.")
-    console.print(
+        out.print("No machine runs.")
+    out.print(
         f"Cost of all machines: {format_usd(this_month)} this month, {format_usd(total)} in all."
     )
-    console.print()
+    out.print()
     table = Table("setting", "value", "set in", box=None, pad_edge=False)
     for row in resolved.rows():
         table.add_row(*row)
-    console.print(table)
+    out.print(table)
 
 
 # -- stop ----------------------------------------------------------------------------------
@@ -307,27 +339,21 @@ def _doctor(as_json: bool) -> int:
     from mlinfra_sdk.doctor import checks
 
     found = []
-    console = _console()
+    out = console()
     for check in checks():
         found.append(check)
         if not as_json:
-            console.print("ok     " if check.ok else "PROBLEM", check.name + ":", check.detail)
+            out.print("ok     " if check.ok else "PROBLEM", check.name + ":", check.detail)
             if not check.ok:
-                console.print("        ", check.mend)
+                out.print("        ", check.mend)
     problems = sum(not check.ok for check in found)
     if as_json:
-        _print_json({"ok": not problems, "checks": found})
+        print_json({"ok": not problems, "checks": found})
     elif problems:
-        console.print(f"{problems} problem{'s' * (problems != 1)} found.")
+        out.print(f"{problems} problem{'s' * (problems != 1)} found.")
     else:
-        console.print("Everything works.")
+        out.print("Everything works.")
     return FAILED if problems else 0
-
-
-def _print_json(value: object) -> None:
-    import msgspec
-
-    print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
 if __name__ == "__main__":

@@ -40,6 +40,20 @@ def run_script(name: str, path: str, source: bytes, arguments: list[str]) -> int
     return status
 
 
+class ScriptFailed(Exception):
+    """A detached script's exit status, unless that is 0."""
+
+    def _render_traceback_(self) -> list[str]:
+        return []  # the script has printed its own
+
+
+def run_detached(name: str, path: str, source: bytes, arguments: list[str], *_: object) -> None:
+    """As :func:`run_script`, for a run that fails if the script does."""
+    status = run_script(name, path, source, arguments)
+    if status:
+        raise ScriptFailed(status)
+
+
 def _decoded(source: bytes) -> str:
     with contextlib.suppress(SyntaxError, UnicodeDecodeError):
         encoding, _ = tokenize.detect_encoding(io.BytesIO(source).readline)
