@@ -116,7 +116,7 @@ class Kernel:
 
     def memory(self) -> float:
         """Resident memory of the kernel's process now, in bytes."""
-        return psutil.Process(self.pid).memory_info().rss
+        return float(psutil.Process(self.pid).memory_info().rss)
 
     def reset_peak(self) -> None:
         """Begin to look for a new peak."""

@@ -1,18 +1,16 @@
-"""What the link costs: `python benchmarks/link.py`.
+"""What the link costs: `python -m benchmarks link`.
 
-Measures against an agent in its own process, over its unix socket and through a relay process:
-round trip of a small message (alone, and while bulk data fills the same wire), bulk throughput each
-way, rate of journal messages of 500 bytes, resume after a cut, and memory.  Beside them, in the
-same run, the raw unix socket: the same bytes by `sendall` and `recv_into` without any protocol.
+Against an agent in its own process, over its unix socket and through a relay process: round trip of
+a small message (alone, and while bulk data fills the same wire), bulk throughput each way, rate of
+journal messages of 500 bytes, resume after a cut, and memory. Beside them, in the same run, the raw
+unix socket: the same bytes by ``sendall`` and ``recv_into`` without any protocol.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import resource
 import socket
-import statistics
 import sys
 import tempfile
 import time
@@ -22,14 +20,18 @@ from pathlib import Path
 import anyio
 import anyio.abc
 
+from benchmarks.harness import Figure, median, say
 from mlinfra_sdk.link.client import connect
 from mlinfra_sdk.link.frames import Channel
 from mlinfra_sdk.link.server import serve
 from mlinfra_sdk.link.session import LinkSession
 from mlinfra_sdk.link.wire import Wire, connect_unix, open_relay, serve_unix
 
+Measured = dict[str, float]
+
 SECRET = bytes(32)
 CHUNK = 4 << 20
+CHUNKS = 256
 JOURNAL_MESSAGES = 100_000
 JOURNAL_BYTES = 500
 
@@ -83,62 +85,54 @@ async def round_trips(session: LinkSession, count: int) -> list[float]:
     return times
 
 
-def report(name: str, value: float, unit: str) -> None:
-    print(f"  {name:<44} {value:>9.3f} {unit}")
-
-
-def report_times(name: str, times: list[float]) -> None:
-    report(f"{name}, median", statistics.median(times) * 1e3, "ms")
-    report(f"{name}, 99 %", statistics.quantiles(times, n=100)[-1] * 1e3, "ms")
-
-
-async def measure(factory: Callable[[], Awaitable[Wire]], chunks: int) -> None:
+async def measure(factory: Callable[[], Awaitable[Wire]]) -> Measured:
+    """What a wire of this kind gives."""
     wires: list[Wire] = []
+    found: Measured = {}
 
     async def kept() -> Wire:
         wires.append(await factory())
         return wires[-1]
 
-    amount = chunks * CHUNK / 1e9
+    amount = CHUNKS * CHUNK / 1e9
     async with connect(kept, SECRET) as session:
         await round_trips(session, 200)
-        report_times("round trip of 100 bytes", await round_trips(session, 2000))
+        found["round trip"] = median(await round_trips(session, 2000)) * 1e3
 
         chunk = os.urandom(CHUNK)
 
         async def upload() -> None:
-            for index in range(chunks):
-                await session.send(Channel.BULK, chunk, stream=index == chunks - 1)
+            for index in range(CHUNKS):
+                await session.send(Channel.BULK, chunk, stream=index == CHUNKS - 1)
 
         start = time.perf_counter()
         await upload()
         await session.receive(Channel.CONTROL).__anext__()
-        report("bulk up", amount / (time.perf_counter() - start), "GB/s")
+        found["bulk up"] = amount / (time.perf_counter() - start)
 
         start = time.perf_counter()
-        await session.send(Channel.CONTROL, b"bulk", chunks)
+        await session.send(Channel.CONTROL, b"bulk", CHUNKS)
         downloads = session.receive(Channel.BULK)
-        for _ in range(chunks):
+        for _ in range(CHUNKS):
             await downloads.__anext__()
-        report("bulk down", amount / (time.perf_counter() - start), "GB/s")
+        found["bulk down"] = amount / (time.perf_counter() - start)
 
         async def download() -> None:
-            for _ in range(chunks):
+            for _ in range(CHUNKS):
                 await downloads.__anext__()
 
         async with anyio.create_task_group() as tasks:
-            await session.send(Channel.CONTROL, b"bulk", chunks)
+            await session.send(Channel.CONTROL, b"bulk", CHUNKS)
             tasks.start_soon(download)
             times = await round_trips(session, 50)
-        report_times("round trip under bulk down", times)
+        found["round trip under bulk"] = median(times) * 1e3
 
         start = time.perf_counter()
         await session.send(Channel.CONTROL, b"journal", JOURNAL_MESSAGES)
         journal = session.receive(Channel.JOURNAL)
         for _ in range(JOURNAL_MESSAGES):
             await journal.__anext__()
-        rate = JOURNAL_MESSAGES / (time.perf_counter() - start)
-        report(f"journal, messages of {JOURNAL_BYTES} bytes", rate / 1e3, "thousand/s")
+        found["journal"] = JOURNAL_MESSAGES / 1e3 / (time.perf_counter() - start)
 
         times = []
         for _ in range(20):
@@ -146,15 +140,17 @@ async def measure(factory: Callable[[], Awaitable[Wire]], chunks: int) -> None:
             await wires[-1].aclose()
             await round_trips(session, 1)
             times.append(time.perf_counter() - start)
-        report("cut to the next reply, median", statistics.median(times) * 1e3, "ms")
+        found["cut"] = median(times) * 1e3
 
         await session.send(Channel.CONTROL, b"memory")
-        memory = float((await session.receive(Channel.CONTROL).__anext__()).data)
-        report("peak memory of the client", peak_memory(), "MB")
-        report("peak memory of the agent", memory, "MB")
+        found["agent"] = float((await session.receive(Channel.CONTROL).__anext__()).data)
+        found["client"] = peak_memory()
+    return found
 
 
-def measure_raw(chunks: int) -> None:
+def measure_raw() -> Measured:
+    """The same bytes over a socket pair."""
+    found: Measured = {}
     near, far = socket.socketpair()
     for end in (near, far):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
@@ -162,54 +158,79 @@ def measure_raw(chunks: int) -> None:
     if not child:
         near.close()
         chunk = os.urandom(CHUNK)
-        for _ in range(chunks):
+        for _ in range(CHUNKS):
             far.sendall(chunk)
         while data := far.recv(1000):
             far.sendall(data)
         os._exit(0)
     far.close()
     start = time.perf_counter()
-    for _ in range(chunks):
+    for _ in range(CHUNKS):
         space = memoryview(bytearray(CHUNK))
         while space:
             space = space[near.recv_into(space) :]
-    report("bulk", chunks * CHUNK / 1e9 / (time.perf_counter() - start), "GB/s")
+    found["bulk up"] = found["bulk down"] = CHUNKS * CHUNK / 1e9 / (time.perf_counter() - start)
     times = []
     for _ in range(2000):
         start = time.perf_counter()
         near.sendall(b"x" * 100)
         near.recv(1000)
         times.append(time.perf_counter() - start)
-    report_times("round trip of 100 bytes", times)
+    found["round trip"] = found["round trip under bulk"] = median(times) * 1e3
     near.close()
     os.waitpid(child, 0)
+    return found
 
 
-async def main(chunks: int) -> None:
+TABLE = (
+    ("round trip", "round trip of 100 bytes", "ms"),
+    ("round trip under bulk", "the same while bulk data comes", "ms"),
+    ("bulk up", "bulk up", "GB/s"),
+    ("bulk down", "bulk down", "GB/s"),
+    ("journal", f"journal messages of {JOURNAL_BYTES} bytes", "thousand/s"),
+    ("cut", "cut to the next reply", "ms"),
+    ("client", "peak memory of the client", "MB"),
+    ("agent", "peak memory of the agent", "MB"),
+)
+
+
+def main() -> list[Figure]:
+    """All figures of this module."""
+    say("raw socket")
+    raw = measure_raw()
+    return anyio.run(_main, raw)
+
+
+async def _main(raw: Measured) -> list[Figure]:
+    figures = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "agent"
         process = await anyio.open_process(
-            [sys.executable, __file__, "--agent", str(path)], stdout=None, stderr=None
+            [sys.executable, "-m", "benchmarks.link", str(path)], stdout=None, stderr=None
         )
+        relay = [sys.executable, "-m", "mlinfra_sdk.link.relay", str(path)]
+        wires: dict[str, Callable[[], Awaitable[Wire]]] = {
+            "unix socket": lambda: connect_unix(path),
+            "relay process": lambda: open_relay(relay),
+        }
         try:
-            print("unix socket")
-            await measure(lambda: connect_unix(path), chunks)
-            print("relay process")
-            relay = [sys.executable, "-m", "mlinfra_sdk.link.relay", str(path)]
-            await measure(lambda: open_relay(relay), chunks)
+            for wire, factory in wires.items():
+                say(wire)
+                found = await measure(factory)
+                figures += [
+                    Figure(
+                        f"{what}, {wire}",
+                        found[key],
+                        unit,
+                        {"raw socket": raw[key]} if key in raw else {},
+                    )
+                    for key, what, unit in TABLE
+                ]
         finally:
             process.kill()
             await process.wait()
+    return figures
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--chunks", type=int, default=256, help="bulk messages of 4 MiB")
-    parser.add_argument("--agent", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.agent:
-        anyio.run(agent, arguments.agent)
-    else:
-        print("raw unix socket, no protocol")
-        measure_raw(arguments.chunks)
-        anyio.run(main, arguments.chunks)
+    anyio.run(agent, Path(sys.argv[1]))
