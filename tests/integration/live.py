@@ -143,6 +143,9 @@ class Notebook:
 
     def _start(self) -> None:
         self._manager.start_kernel(env=self.environment, cwd=str(self.work))
+        self._connect()
+
+    def _connect(self) -> None:
         self._client = self._manager.blocking_client()
         self._client.start_channels()
         self._client.wait_for_ready(timeout=PATIENCE)
@@ -289,8 +292,8 @@ class Notebook:
     def restart(self) -> None:
         """Restart the kernel as a front end does."""
         self._client.stop_channels()
-        self._manager.shutdown_kernel()
-        self._start()
+        self._manager.restart_kernel()
+        self._connect()
         self.run("%load_ext jupyter_mlinfra")
 
     def kill(self) -> None:
@@ -316,6 +319,14 @@ def _runs(process: psutil.Process, module: str) -> bool:
         return module in process.cmdline()
     except psutil.Error:
         return False
+
+
+def gone(process: psutil.Process) -> bool:
+    """Whether a process has ended, its parent having noticed or not."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def until(
