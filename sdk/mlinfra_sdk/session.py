@@ -523,6 +523,7 @@ class Session:
         if machine is not None:
             status = portal().call(machine.provider.status(machine.handle))
             if not status.alive:
+                self._local.forget(f"its machine has ended: {status.reason}")
                 return MachineLost(
                     f"The machine {machine.name} has ended: {status.reason}.",
                     hint="The next run starts another one and sends its variables.",

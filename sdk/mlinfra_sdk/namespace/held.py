@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from mlinfra_sdk.errors import NotTransferable
+from mlinfra_sdk.errors import NotTransferable, StoreError
 from mlinfra_sdk.namespace import ambient
 from mlinfra_sdk.namespace.delta import EXTRA, FORMER, Group, Inputs, Outputs, Pairing, RemoteRef
 from mlinfra_sdk.namespace.graphs import Graph, Root, Scanner, components, to_runs
@@ -275,8 +275,14 @@ class WorkerNamespace:
             if graph is None:
                 continue
             warnings += (f"{text} stays on the machine." for text in graph.dump.dropped.values())
+            try:
+                packed = exchange.scanner.pack(graph.dump)
+            except StoreError as error:
+                exchange.leave(roots)
+                what = ", ".join(repr(name) for name in graph.names if name.isidentifier())
+                warnings.append(f"{what or 'The result'}: stays on the machine. {error}")
+                continue
             self._last_group -= 1
-            packed = exchange.scanner.pack(graph.dump)
             pairings = _pairings(graph.dump, known)
             groups.append(Group(self._last_group, graph.names, packed, pairings))
             self._hold(self._last_group, roots, graph.dump, exchange.scanner)
@@ -408,10 +414,14 @@ class _Exchange:
         small = self.limit is None or nbytes <= self.limit
         if graph is not None and small and not bound_to_remote:
             return graph
+        self.leave(roots, nbytes, reason)
+        return None
+
+    def leave(self, roots: list[Root], nbytes: int = 0, reason: str = "") -> None:
+        """The client gets references to all of these."""
         for root in roots:
             if not root.name.startswith(FORMER):
                 self.keep(root.name, root.value, nbytes, reason)
-        return None
 
 
 def _pairings(dump: Dump, groups: Mapping[int, _Held]) -> list[Pairing]:

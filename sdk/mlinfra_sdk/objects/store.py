@@ -45,8 +45,11 @@ class ChunkStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.id = self._read_id()
+        try:
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.id = self._read_id()
+        except OSError as error:
+            raise self._unwritable(error) from error
         self._booted = _boot_time()
 
     def _read_id(self) -> str:
@@ -111,12 +114,15 @@ class ChunkStore:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             if isinstance(error, OSError):
-                raise StoreError(
-                    f"The chunk store {self.root} cannot be written: {error.strerror}.",
-                    hint="Free some disk space or set MLINFRA_HOME to another disk.",
-                ) from error
+                raise self._unwritable(error) from error
             raise
         return digest
+
+    def _unwritable(self, error: OSError) -> StoreError:
+        return StoreError(
+            f"The chunk store {self.root} cannot be written: {error.strerror}.",
+            hint="Free some disk space or set MLINFRA_HOME to another disk.",
+        )
 
     def read_chunk(self, digest: bytes) -> bytes:
         """The verified content of a chunk. A corrupt one is removed."""
