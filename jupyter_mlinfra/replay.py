@@ -28,8 +28,9 @@ class KernelFrontend:
         """Send a Jupyter message on; the card goes first."""
         if not self._card_id:
             self.show()
-        content = json.loads(record.content)
+        content: Any = record.content  # JSON already: passed on as it is
         if record.msg_type.startswith("comm_"):
+            content = json.loads(content)
             self._capture_here(content, record.parent)
             self._comms.published(record.msg_type, content, record.buffers)
         self.send(record.msg_type, content, json.loads(record.metadata), record.buffers)
@@ -43,19 +44,18 @@ class KernelFrontend:
     def send(
         self,
         msg_type: str,
-        content: dict[str, Any],
+        content: dict[str, Any] | bytes,
         metadata: dict[str, Any] | None = None,
         buffers: list[bytes] | None = None,
     ) -> None:
         """One message to the front end, under this cell."""
-        topic = f"stream.{content['name']}" if msg_type == "stream" else msg_type
         self._kernel.session.send(
             self._kernel.iopub_socket,
             msg_type,
             content,
             metadata=metadata,
             parent=self._parent,
-            ident=self._kernel._topic(topic),
+            ident=self._kernel._topic(msg_type),
             buffers=buffers or None,
         )
 
@@ -63,6 +63,11 @@ class KernelFrontend:
         """As ``input`` and ``getpass`` of this kernel."""
         answer: str = self._kernel.getpass(prompt) if password else self._kernel.raw_input(prompt)
         return answer
+
+    def begun(self, run: str) -> None:
+        """Keep it on the card, which outlives this kernel."""
+        if self._card is not None:
+            self._card.run = run
 
     def phase(self, phase: Any) -> None:
         """Tell it on the card; a start takes long enough to be shown at once."""
@@ -97,6 +102,7 @@ class KernelFrontend:
         msg_type = "update_display_data" if self._card_id else "display_data"
         if not self._card_id:
             for stream in (sys.stdout, sys.stderr):
-                stream.flush()
+                if getattr(stream, "_buffers", True):  # ipykernel's flush is slow even if empty
+                    stream.flush()
             self._card_id = uuid.uuid4().hex
         self.send(msg_type, message(self._card, self._card_id))

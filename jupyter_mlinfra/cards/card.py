@@ -63,7 +63,7 @@ _FAINT = "opacity:.75"
 def render_text(state: RunState) -> str:
     """The card in one line."""
     elapsed = sum(state.phases().values())
-    return " · ".join((_LOOKS[state.phase].words, *_facts(state, elapsed), *_remarks(state)))
+    return " · ".join((_words(state), *_facts(state, elapsed), *_remarks(state)))
 
 
 def render_html(state: RunState) -> str:
@@ -71,6 +71,7 @@ def render_html(state: RunState) -> str:
     phases = state.phases()
     elapsed = sum(phases.values())
     look = _LOOKS[state.phase]
+    words = _words(state)
     facts = _facts(state, elapsed)
     line = " · ".join(map(_escape, facts))
     symbol = (
@@ -81,7 +82,7 @@ def render_html(state: RunState) -> str:
     remarks = "".join(
         f'<div style="padding:0 8px 2px 26px">{_escape(remark)}</div>' for remark in _remarks(state)
     )
-    head = f'{symbol} <b>{look.words}</b> <span style="{_FAINT}">· {line}</span>'
+    head = f'{symbol} <b>{_escape(words)}</b> <span style="{_FAINT}">· {line}</span>'
     if state.phase in ENDED:
         body = (
             f'<details><summary style="padding:0 8px;cursor:pointer">{head}</summary>'
@@ -92,7 +93,7 @@ def render_html(state: RunState) -> str:
         bar = _bar(phases, elapsed, "2px")
         body = f'<div style="padding:0 8px">{head}</div>{remarks}{bar}'
     return (
-        f'<div role="status" aria-label="{html.escape(" · ".join((look.words, *facts)))}"'
+        f'<div role="status" aria-label="{html.escape(" · ".join((words, *facts)))}"'
         f' style="{_BOX}">{body}</div>'
     )
 
@@ -117,6 +118,16 @@ def message(state: RunState, display_id: str) -> dict[str, Any]:
 
 def _escape(text: str) -> str:
     return html.escape(text).replace("$", "<span>$</span>")
+
+
+def _words(state: RunState) -> str:
+    """The phase."""
+    words = _LOOKS[state.phase].words
+    if state.phase == "reconnecting":
+        return f"{words} for {format_duration(state.present())}"
+    if state.phase == "detached" and state.run:
+        return f"{words} as {state.run}"
+    return words
 
 
 def _facts(state: RunState, elapsed: float) -> list[str]:

@@ -35,6 +35,10 @@ class RunState:
     phase: Phase = "start"
     target: str = "local"
     machine: str = ""
+    run: str = ""
+    """What ``%remote attach`` calls it."""
+    notify: bool = False
+    """Whether its end is worth a notification: nobody may be looking at the cell."""
     gpu: str = ""
     rate: int = 0
     bytes_up: int = 0
@@ -61,8 +65,12 @@ class RunState:
         """Seconds of each phase until now, the present one included."""
         if self.phase in ENDED:
             return self.seconds
-        spent = self.seconds.get(self.phase, 0.0) + time.monotonic() - self.entered
+        spent = self.seconds.get(self.phase, 0.0) + self.present()
         return self.seconds | {self.phase: spent}
+
+    def present(self) -> float:
+        """Seconds in the present phase until now."""
+        return time.monotonic() - self.entered
 
     def spent(self, elapsed: float) -> int:
         """Micro-USD so far."""
@@ -77,6 +85,8 @@ class RunState:
             "phase": self.phase,
             "target": self.target,
             "machine": self.machine,
+            "run": self.run,
+            "notify": self.notify and self.phase in ENDED,
             "gpu": self.gpu,
             "elapsed": round(elapsed, 6),
             "seconds": {phase: round(seconds, 6) for phase, seconds in phases.items()},

@@ -143,6 +143,8 @@ class RemoteMagics:
             values = {**self._settings.values, "machine": session.machine.name}
             self._settings = Layer(grammar.USE_ORIGIN, values)
         card = new_card(request)
+        if card is not None:
+            card.notify = True
         frontend = self.sessions.frontend(session, card)
         self.cells.show(
             session, frontend, card, lambda: session.attach(info.run, frontend=frontend)

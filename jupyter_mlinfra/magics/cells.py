@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from mlinfra_sdk.errors import MlinfraError
+from mlinfra_sdk.errors import KernelDied, MachineLost, MlinfraError, RunDetached
 from mlinfra_sdk.frontend import Frontend
 from mlinfra_sdk.jobs import RunHandle
 from mlinfra_sdk.namespace.analysis import CellNames, cell_names
@@ -63,6 +63,12 @@ class Cells:
         except KeyboardInterrupt:
             status = "interrupted"
             raise
+        except RunDetached:
+            status = "detached"
+            raise
+        except (KernelDied, MachineLost):
+            status = "lost"
+            raise
         finally:
             _finish(session, frontend, card, status)
         if result.error is not None:
@@ -91,11 +97,14 @@ class Cells:
         except BaseException:
             _finish(session, frontend, card, "error")
             raise
+        frontend.begun(handle.name)
         if not request.background:
             if card is not None:
-                card.note = f"It goes on as {handle.name}: %remote attach {handle.name}"
+                card.note = f"%remote attach {handle.name} brings it back."
             _finish(session, frontend, card, "detached")
             return handle
+        if card is not None:
+            card.notify = True
         frontend.phase("running")
         self._background.append((handle, session, frontend, card))
         handle.when_done(self._soon)

@@ -23,6 +23,10 @@ class Frontend(Protocol):
         """Have the user type something."""
         ...
 
+    def begun(self, run: str) -> None:
+        """By this name the run can be attached, should this process end before it."""
+        ...
+
     def phase(self, phase: str) -> None:
         """The run has come to another phase: start, data, running."""
         ...
@@ -68,6 +72,9 @@ class Console:
             return getpass.getpass(prompt) if password else input(prompt)
         except EOFError:
             return "\x04"
+
+    def begun(self, run: str) -> None:
+        """Not shown."""
 
     def phase(self, phase: str) -> None:
         """Not shown."""

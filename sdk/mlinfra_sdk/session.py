@@ -347,6 +347,7 @@ class Session:
             info = self._find_run(run)
             following = Running(info.run, portal(), frontend.publish)
             client.listen(info.run, following.sink)
+            frontend.begun(info.label or info.run)
             frontend.phase("running")
             client.send(m.Attach(client.next_id(), info.run, take=take)).result()
             if self._kernel != info.kernel:
@@ -495,6 +496,7 @@ class Session:
         status = "lost"
         sent = sorted({name for group in inputs.groups for name in group.names})
         try:
+            frontend.begun(run.name)
             frontend.phase("running")
             self._submit(client, run, code, inputs, count, frontend)
             ledger_run = self._open_run(kind, cell)  # while the machine is at work

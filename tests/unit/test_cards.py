@@ -117,6 +117,7 @@ def test_details_name_what_moved_and_how_long_each_phase_took() -> None:
 def test_what_the_user_controls_is_escaped() -> None:
     run = state(
         machine=NASTY,
+        run=NASTY,
         target=NASTY,
         gpu=NASTY,
         sent=[NASTY],
@@ -168,3 +169,21 @@ def test_the_clock_goes_through_the_phases_and_stops_at_the_end() -> None:
     assert "done" not in final
     assert 0 <= sum(final.values()) <= time.monotonic() - begin
     assert run.phases() == final
+
+
+def test_a_cut_off_card_says_for_how_long() -> None:
+    run = state("reconnecting", entered=time.monotonic() - 83, seconds={"running": 60.0})
+    assert render_text(run).startswith("Reconnecting for 1m23s · local · 2m23s")
+    assert "<b>Reconnecting for 1m23s</b>" in render_html(run)
+
+
+def test_a_detached_card_names_its_run() -> None:
+    run = state("detached", run="train")
+    assert render_text(run).startswith("Running detached as train · ")
+    assert bundle(run)["application/vnd.mlinfra.run+json"]["run"] == "train"
+
+
+def test_only_an_end_is_worth_a_notification() -> None:
+    facts = {phase: state(phase, notify=True).facts()["notify"] for phase in PHASES}
+    assert {phase for phase, notify in facts.items() if notify} == ENDED
+    assert not state("done").facts()["notify"]
