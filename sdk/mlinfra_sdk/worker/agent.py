@@ -57,7 +57,7 @@ class Agent:
         self.folder = folder
         self.store = ChunkStore(Path(config.store))
         self.watchdog = Watchdog(
-            config.limits, busy=lambda: self.busy, connected=lambda: self.connected
+            config.limits, folder, busy=lambda: self.busy, connected=lambda: self.connected
         )
         self._sessions: set[LinkSession] = set()
         self._prestarted = ""
@@ -337,7 +337,8 @@ async def run(folder: Path, config: Config, announce: Callable[[], None]) -> str
             await agent.close()
         tasks.cancel_scope.cancel()
     record = msgspec.json.encode({"reason": reason, "at": time.time()})
-    (folder / ENDED).write_bytes(record)
+    with suppress(FileNotFoundError):
+        (folder / ENDED).write_bytes(record)
     return reason
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import anyio
 import msgspec
@@ -25,13 +26,19 @@ class Limits(msgspec.Struct, frozen=True):
 
 class Watchdog:
     """Counts towards the limits; ``busy()`` says whether work is going on, ``connected()``
-    whether a client is there."""
+    whether a client is there. Without ``folder``, the agent's directory, no client can find it."""
 
     def __init__(
-        self, limits: Limits, *, busy: Callable[[], bool], connected: Callable[[], bool]
+        self,
+        limits: Limits,
+        folder: Path,
+        *,
+        busy: Callable[[], bool],
+        connected: Callable[[], bool],
     ) -> None:
         self.started = time.time()
         self._limits = limits
+        self._folder = folder
         self._busy = busy
         self._connected = connected
         self._reason: str | None = None
@@ -78,3 +85,5 @@ class Watchdog:
             self.end(f"its time of {limits.time:g} s was over")
         elif now - self._contact > limits.lease:
             self.end(f"no client for {limits.lease:g} s")
+        elif not self._folder.exists():
+            self.end("its directory was deleted")
