@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
@@ -29,6 +30,7 @@ def data_dir() -> Path:
     return path
 
 
+@functools.lru_cache(maxsize=1)
 def config_file() -> Path:
     """The user's own settings file; it need not exist."""
     return platformdirs.user_config_path(APP, appauthor=False) / "config.toml"
