@@ -277,7 +277,8 @@ class LinkSession:
 
     async def _write(self, wire: Wire) -> None:
         while True:
-            self._wake = anyio.Event()
+            if self._wake.is_set():
+                self._wake = anyio.Event()
             batch = self._batch()
             if batch:
                 await wire.send(batch)
@@ -311,7 +312,7 @@ class LinkSession:
             self.counters.repeated_frames += 1
         if not self._repeat:
             for outbox in self._outboxes:
-                while room > 0 and len(batch) < _BATCH_BUFFERS:
+                while outbox.queue and room > 0 and len(batch) < _BATCH_BUFFERS:
                     # Control is never held back: it is little, and others wait for it.
                     if not pace.open and outbox.channel != Channel.CONTROL:
                         break
