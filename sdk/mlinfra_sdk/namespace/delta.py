@@ -74,6 +74,8 @@ class Inputs(msgspec.Struct, frozen=True, omit_defaults=True):
     """Tokens that the client no longer holds."""
     ambient: dict[str, bytes] = {}
     eager_limit: int = 0
+    fresh: bool = False
+    """The client knows nothing of what the worker holds."""
 
     def digests(self) -> list[bytes]:
         """Digests of all chunks that are referred to, each once."""

@@ -97,6 +97,9 @@ class WorkerNamespace:
         A value that cannot be rebuilt here is replaced by one that says so when it is used.
         Returns warnings.
         """
+        if inputs.fresh:
+            self._groups.clear()
+            self._variables.clear()
         for token, name in inputs.exports:
             if name in self.ns:
                 self._realm.hold(self.ns[name], token)
@@ -328,12 +331,6 @@ class WorkerNamespace:
         packed = scanner.pack(dump)
         self._hold(self._last_group, [scanner.root(name, value) for name in names], dump, scanner)
         return Outputs([Group(self._last_group, [EXTRA], packed)])
-
-    def forget(self) -> None:
-        """Another client takes over: it knows nothing of what the variables hold."""
-        self._groups.clear()
-        self._variables.clear()
-        self._ambient = {}
 
     def values(self, names: Iterable[str]) -> Outputs:
         """Current values of variables, whatever their size. Raises KeyError for unknown ones."""

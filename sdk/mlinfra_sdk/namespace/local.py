@@ -87,6 +87,7 @@ class LocalNamespace:
         self._groups: dict[int, GroupRecord] = {}
         self._there: set[str] = set()  # variables that the worker has, whatever they hold
         self._ambient: dict[str, bytes] = {}
+        self._fresh = True
         self._remote_values: weakref.WeakValueDictionary[str, RemoteValue]
         self._remote_values = weakref.WeakValueDictionary()
         self._released: list[str] = []
@@ -167,6 +168,7 @@ class LocalNamespace:
             released=list(self._released),
             ambient={name: data for name, data in state.items() if self._ambient.get(name) != data},
             eager_limit=self.eager_limit,
+            fresh=self._fresh,
         )
 
     def _closure(
@@ -274,6 +276,7 @@ class LocalNamespace:
 
     def _commit(self, exchange: Exchange) -> None:
         """The worker has loaded what was prepared."""
+        self._fresh = False
         self._records.update(exchange.records)
         self._groups.update(exchange.groups)
         self._there = self._there.union(exchange.records).difference(exchange.deleted)
@@ -472,6 +475,7 @@ class LocalNamespace:
         self._records.clear()
         self._groups.clear()
         self._ambient = {}
+        self._fresh = True
 
 
 def _submodules(roots: Iterable[Root], code: str) -> list[str]:
