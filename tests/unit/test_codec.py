@@ -290,6 +290,38 @@ def test_kinds_of_classes_work_in_another_process(name: str, check: str, tmp_pat
         assert repr(sides.local(check)) == expected
 
 
+HOOKS = """
+made = []
+class Registry(type):
+    def __new__(mcs, name, bases, ns, **options):
+        made.append(name)
+        return super().__new__(mcs, name, bases, ns)
+    def __init__(cls, name, bases, ns, *, needed):
+        super().__init__(name, bases, ns)
+        cls.needed = needed
+class Plugin(metaclass=Registry, needed=1): pass
+class Base:
+    def __init_subclass__(cls, *, key):
+        made.append(key)
+        cls.key = key
+class Derived(Base, key="k"): pass
+"""
+
+
+def test_hooks_of_a_classs_definition_do_not_run_again(tmp_path: Path) -> None:
+    from sides import ProcessWorker, Sides, worker_process
+
+    with worker_process() as process:
+        sides = Sides(tmp_path, ProcessWorker(process, tmp_path / "worker"))
+        sides.local(HOOKS)
+        report = sides.remote("found = made, type(Plugin) is Registry, Plugin.needed, Derived.key")
+        assert report.error is None
+        assert sides.ns["found"] == (["Plugin", "k"], True, 1, "k")
+        sides.remote("class Second(Base, key='s'): pass\nclass Other(Plugin, needed=2): pass")
+        assert sides.ns["made"] == ["Plugin", "k", "s", "Other"]
+        assert sides.ns["Other"].needed == 2 and issubclass(sides.ns["Second"], sides.ns["Base"])
+
+
 def test_enum_members_stay_themselves(ends: Ends) -> None:
     ns = ends.define("import enum\nclass Color(enum.Enum):\n    RED = 1")
     (cls, member), _ = ends.send(ns["Color"], ns["Color"].RED, inline=("Color",))
@@ -380,6 +412,25 @@ def test_views_of_one_array_stay_views(ends: Ends) -> None:
     for array in (base, copies[0]):
         array[0, 5] = -1
     assert [copy.tolist() for copy in copies] == [view.tolist() for view in views]
+
+
+@pytest.mark.parametrize("size", [12, 120_000])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_views_have_the_array_as_their_base(ends: Ends, size: int, order: Any) -> None:
+    base = np.asarray(np.arange(size).reshape(3, -1), order=order).copy("K")
+    (row, copy), _ = ends.send(base[1], base)
+    assert row.base is copy and copy[1:].base is copy and copy.flags.forc
+    assert copy.tolist() == base.tolist()
+    copy[1, 1] = -1
+    assert row[1] == -1
+    (alone,), _ = ends.send(base)
+    assert alone[1].base is alone
+
+
+def test_a_small_array_owns_its_memory(ends: Ends) -> None:
+    (copy,), _ = ends.send(np.arange(3))
+    copy.resize(5, refcheck=False)
+    assert copy.tolist() == [0, 1, 2, 0, 0]
 
 
 def test_a_view_alone_does_not_bring_its_base(ends: Ends) -> None:

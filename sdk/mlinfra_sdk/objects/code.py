@@ -196,8 +196,43 @@ def make_class(is_enum: bool, arguments: tuple[Any, ...]) -> Any:
     known = cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID.get(tracker)
     if known is not None:
         return known
-    maker = cloudpickle._make_skeleton_enum if is_enum else cloudpickle._make_skeleton_class
-    return maker(*arguments)
+    if is_enum:
+        return cloudpickle._make_skeleton_enum(*arguments)
+    metaclass, name, bases, attributes, *_ = arguments
+    skeleton = _skeleton(metaclass, name, bases, attributes)
+    return cloudpickle._lookup_class_or_track(tracker, skeleton)
+
+
+def _skeleton(
+    metaclass: Any, name: str, bases: tuple[Any, ...], attributes: dict[str, Any]
+) -> type:
+    """A class without the hooks that the notebook's own metaclass and bases have already run when
+    the class was defined. Those of libraries do run: they have never seen it in this process."""
+    resolved = types.resolve_bases(bases)
+    maker = next(kind for kind in metaclass.__mro__ if not _is_dynamic(kind))
+    namespace = maker.__prepare__(name, resolved)
+    namespace.update({sys.intern(key): value for key, value in attributes.items()})
+    if resolved is not bases:
+        namespace["__orig_bases__"] = bases
+    hooked = {
+        kind: kind.__dict__["__init_subclass__"]
+        for base in resolved
+        for kind in base.__mro__
+        if "__init_subclass__" in kind.__dict__ and _is_dynamic(kind)
+    }
+    try:
+        for kind in hooked:
+            type.__delattr__(kind, "__init_subclass__")
+        made: type = maker.__new__(metaclass, name, resolved, namespace)
+        maker.__init__(made, name, resolved, namespace)
+    finally:
+        for kind, hook in hooked.items():
+            type.__setattr__(kind, "__init_subclass__", hook)
+    return made
+
+
+def _is_dynamic(kind: type) -> bool:
+    return not cloudpickle._should_pickle_by_reference(kind)
 
 
 def set_class(cls: type, attributes: dict[str, Any]) -> None:

@@ -172,7 +172,12 @@ class Encoder(cloudpickle.Pickler):  # type: ignore[misc]
     """One pass over one graph."""
 
     def __init__(
-        self, file: io.BytesIO, realm: Realm, inline: Collection[str], where: str, shared: Any
+        self,
+        file: io.BytesIO,
+        realm: Realm,
+        inline: Collection[str],
+        where: str,
+        memories: Memories,
     ) -> None:
         buffers: list[PickleBuffer] = []
 
@@ -194,7 +199,7 @@ class Encoder(cloudpickle.Pickler):  # type: ignore[misc]
         self.files: set[str] = set()
         self.filled_cells: set[int] = set()
         self.keep_alive: list[object] = []
-        self.memories = Memories(shared)
+        self.memories = memories
         self.host_copies: dict[Hashable, Any] = {}
         self._inline = inline
         self._where = where
@@ -252,10 +257,10 @@ def encode(
     them; ``where`` says to a user where the graph comes from. Raises NotTransferable. A graph that
     is too deep for the stack is tried again with a larger one (``deep``).
     """
-    shared: dict[Hashable, tuple[int, int]] = {}
+    memories = Memories()
     while True:
         file = io.BytesIO()
-        encoder = Encoder(file, realm, inline, where, shared)
+        encoder = Encoder(file, realm, inline, where, memories)
         try:
             encoder.dump(values)
         except Exception as error:
@@ -268,10 +273,10 @@ def encode(
                 f"{where or 'A value'} cannot be pickled ({cause}).",
                 hint="Create it in the cell that uses it.",
             ) from error
-        overlapping = encoder.memories.overlapping()
-        if overlapping == shared:
+        overlapping = memories.overlapping()
+        if overlapping == memories.shared:
             break
-        shared = overlapping
+        memories = Memories(overlapping, memories.owners())
     return Dump(
         file.getvalue(),
         encoder.buffers,

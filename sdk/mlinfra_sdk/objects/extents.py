@@ -37,10 +37,13 @@ class Memories:
 
     The first pass over a graph gives each view its own stretch. Where views overlap, ``shared``
     of the next pass is ``overlapping()`` of the first, and those views get one common stretch.
+    ``owned`` are the memories whose owner is in the graph itself: the others are views of it.
     """
 
     shared: dict[Hashable, tuple[int, int]] = field(default_factory=dict)
+    owned: frozenset[Hashable] = frozenset()
     _claims: dict[Hashable, list[tuple[int, int]]] = field(default_factory=dict)
+    _owners: dict[Hashable, tuple[int, int]] = field(default_factory=dict)
     _extents: dict[Hashable, Extent] = field(default_factory=dict)
 
     @property
@@ -61,6 +64,19 @@ class Memories:
             extent = Extent(base + low, low, high - low, owner, rebuild)
             self._extents[key] = extent
         return extent
+
+    def owns(self, key: Hashable, start: int, size: int) -> None:
+        """The owner of the memory is in the graph."""
+        self._owners[key] = start, start + size
+
+    def owners(self) -> frozenset[Hashable]:
+        """The memories whose owner is in the graph and contains all views."""
+        found = set()
+        for key, (start, end) in self._owners.items():
+            claims = self._claims[key]
+            if start <= min(claims)[0] and max(high for _, high in claims) <= end:
+                found.add(key)
+        return frozenset(found)
 
     def overlapping(self) -> dict[Hashable, tuple[int, int]]:
         """For each memory in which views overlap, the stretch that contains all its views."""

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlinfra_sdk.objects.extents import Extent
+
 if TYPE_CHECKING:
     from mlinfra_sdk.objects.codec import Encoder
 
@@ -21,7 +23,15 @@ def reduce_array(encoder: Encoder, array: Array) -> Any:
     low, high = byte_bounds(array)
     key = id(owner)
     extent = encoder.memories.claim(key, low - base, high - low, base, owner, as_bytes)
-    layout = array.shape, array.dtype, array.flags.writeable
+    flags = array.flags
+    layout = array.shape, array.dtype, flags.writeable
+    if array is owner and flags.forc and flags.writeable:
+        encoder.memories.owns(key, 0, array.nbytes)
+        if key in encoder.memories.owned or key not in encoder.memories.shared:
+            whole = Extent(base, 0, array.nbytes, array, (make_owner, array.strides, *layout[:2]))
+            return whole.__reduce_ex__(5)
+    elif key in encoder.memories.owned and key in encoder.memories.shared:
+        return make_view_of, (owner, low_offset(array, base), array.strides, *layout)
     if key in encoder.memories.shared:
         return make_view, (extent, low_offset(array, base) - extent.start, array.strides, *layout)
     if high - low == array.nbytes:  # dense, whatever the order of its axes
@@ -41,6 +51,28 @@ def low_offset(array: Array, base: int) -> int:
 def as_bytes(buffer: Any) -> Array:
     """The memory of the views of a graph."""
     return np.frombuffer(buffer, np.uint8)
+
+
+def make_owner(
+    buffer: Any, strides: tuple[int, ...], shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> Array:
+    """An array that is no view of another one, so that views of it have it as their base."""
+    array: Array = np.ndarray(shape, dtype, buffer, 0, strides)
+    # A small one that came within the stream can own its memory, too.
+    return array if isinstance(buffer, memoryview) else array.copy("K")
+
+
+def make_view_of(
+    owner: Array,
+    offset: int,
+    strides: tuple[int, ...],
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    writeable: bool,
+) -> Array:
+    """A view of an array of the same graph."""
+    memory = owner.reshape(-1, order="A").view(np.uint8)
+    return make_view(memory, offset, strides, shape, dtype, writeable)
 
 
 def make_view(
