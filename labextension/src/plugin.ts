@@ -1,0 +1,182 @@
+/** Runs in notebooks: the buttons on their cards, and notifications of their ends. */
+
+import type { ISharedNotebook } from '@jupyter/ydoc';
+import type {
+  JupyterFrontEnd,
+  JupyterFrontEndPlugin
+} from '@jupyterlab/application';
+import { Notification, type ISessionContext } from '@jupyterlab/apputils';
+import { DocumentWidget } from '@jupyterlab/docregistry';
+import { IRenderMimeRegistry } from '@jupyterlab/rendermime';
+import { KernelMessage, type Kernel } from '@jupyterlab/services';
+import {
+  ITranslator,
+  nullTranslator,
+  type TranslationBundle
+} from '@jupyterlab/translation';
+import type { Widget } from '@lumino/widgets';
+
+import { RunCard } from './card';
+import { factsOf, MIME_TYPE, type IFacts } from './facts';
+import { Runs } from './runs';
+
+/** What is used here of a notebook's widget. */
+interface INotebook extends Widget {
+  readonly widgets: readonly Widget[];
+  activeCellIndex: number;
+}
+
+// The magics may not be there yet: the run is often of an earlier kernel.
+const LOAD =
+  "get_ipython().extension_manager.load_extension('jupyter_mlinfra')";
+const GONE = ['restarting', 'autorestarting', 'terminating', 'dead'];
+
+const plugin: JupyterFrontEndPlugin<void> = {
+  id: 'jupyter-mlinfra:runs',
+  description: 'Attaches and cancels runs from their cards, tells their end.',
+  autoStart: true,
+  requires: [IRenderMimeRegistry],
+  optional: [ITranslator],
+  activate: (
+    app: JupyterFrontEnd,
+    rendermime: IRenderMimeRegistry,
+    translator: ITranslator | null
+  ) => {
+    const trans = (translator ?? nullTranslator).load('jupyter-mlinfra');
+    const runs = new Runs();
+    const known = new WeakSet<ISessionContext>();
+    rendermime.addFactory({
+      safe: true,
+      mimeTypes: [MIME_TYPE],
+      defaultRank: 40, // before HTML
+      createRenderer: options =>
+        new RunCard(options, runs, trans, async (action, card, run) => {
+          const panel = panelOf(card);
+          if (panel && action === 'attach') {
+            await attach(app, panel, card, run);
+          } else if (panel) {
+            await cancel(panel.context.sessionContext, run, trans);
+          }
+        })
+    });
+    app.docRegistry.addWidgetExtension('Notebook', {
+      createNew: (_, context) => {
+        // A notebook may have several views.
+        if (!known.has(context.sessionContext)) {
+          known.add(context.sessionContext);
+          listen(context.sessionContext, runs, facts => {
+            tell(facts, context.localPath, trans);
+          });
+        }
+      }
+    });
+  }
+};
+
+export default plugin;
+
+function panelOf(card: Widget): DocumentWidget<INotebook> | null {
+  let widget: Widget | null = card;
+  while (widget && !(widget instanceof DocumentWidget)) {
+    widget = widget.parent;
+  }
+  return widget as DocumentWidget<INotebook> | null;
+}
+
+/** Runs `%remote attach` in a new cell below the card's. */
+async function attach(
+  app: JupyterFrontEnd,
+  panel: DocumentWidget<INotebook>,
+  card: Widget,
+  run: string
+): Promise<void> {
+  const { sharedModel } = panel.context.model;
+  const cells = panel.content.widgets;
+  const below = cells.findIndex(cell => cell.node.contains(card.node)) + 1;
+  void execute(panel.context.sessionContext, LOAD);
+  (sharedModel as ISharedNotebook).insertCell(below, {
+    cell_type: 'code',
+    source: `%remote attach ${run}`
+  });
+  app.shell.activateById(panel.id);
+  panel.content.activeCellIndex = below;
+  await app.commands.execute('notebook:run-cell');
+}
+
+async function cancel(
+  context: ISessionContext,
+  run: string,
+  trans: TranslationBundle
+): Promise<void> {
+  const magic = `get_ipython().run_line_magic('remote', 'cancel ${run}')`;
+  const reply = await execute(context, `${LOAD}\n${magic}`);
+  if (!reply) {
+    Notification.error(trans.__('The notebook has no kernel.'));
+  } else if (reply.content.status === 'error') {
+    Notification.error(reply.content.evalue, { autoClose: 8000 });
+  } else {
+    Notification.info(trans.__('%1 is cancelled.', run), { autoClose: 5000 });
+  }
+}
+
+/** Runs code in a notebook's kernel beside its cells. */
+async function execute(
+  context: ISessionContext,
+  code: string
+): Promise<KernelMessage.IExecuteReplyMsg | undefined> {
+  const kernel: Kernel.IKernelConnection | null | undefined =
+    context.session?.kernel;
+  return kernel?.requestExecute({
+    code,
+    silent: true,
+    store_history: false,
+    stop_on_error: false
+  }).done;
+}
+
+/** Takes what a notebook's kernel tells of its runs. */
+function listen(
+  context: ISessionContext,
+  runs: Runs,
+  tellEnd: (facts: IFacts) => void
+): void {
+  let kernel = context.session?.kernel?.id ?? '';
+  context.kernelChanged.connect((_, { newValue }) => {
+    runs.forget(kernel);
+    kernel = newValue?.id ?? '';
+  });
+  context.statusChanged.connect((_, status) => {
+    if (GONE.includes(status)) {
+      runs.forget(kernel);
+    }
+  });
+  context.iopubMessage.connect((_, message) => {
+    if (
+      KernelMessage.isDisplayDataMsg(message) ||
+      KernelMessage.isUpdateDisplayDataMsg(message)
+    ) {
+      const facts = factsOf(message.content.data);
+      if (facts) {
+        runs.heard(kernel, facts);
+        if (facts.notify) {
+          tellEnd(facts);
+        }
+      }
+    }
+  });
+}
+
+/** Notifies of the end of a run. */
+function tell(facts: IFacts, path: string, trans: TranslationBundle): void {
+  const notebook = path.split('/').at(-1) ?? path;
+  if (facts.phase === 'done') {
+    Notification.success(trans.__('%1 in %2 is done.', facts.run, notebook), {
+      autoClose: 8000
+    });
+  } else {
+    Notification.error(
+      trans.__('%1 in %2 has ended: %3.', facts.run, notebook, facts.phase),
+      { autoClose: false }
+    );
+  }
+}
