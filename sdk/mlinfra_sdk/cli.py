@@ -188,8 +188,15 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> int:
         from mlinfra_sdk.cli_runs import start_script
 
         return start_script(request, file, source, arguments)
-    with Session(namespace={}, request=request, notebook=str(path)) as session:
+    session = Session(namespace={}, request=request, notebook=str(path))
+    try:
         return session.call(run_script, file, str(path.absolute()), source, arguments)
+    finally:
+        # Not close(), which leaves a machine to a run that goes on: nobody would miss this one.
+        if request.machine is None:
+            session.stop()
+        else:
+            session.close()
 
 
 def _settings(words: list[str]) -> spec.Layer:
