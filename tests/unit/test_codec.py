@@ -9,6 +9,7 @@ import pickle
 import sys
 import threading
 import traceback
+import warnings
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -494,6 +495,27 @@ def test_optimizers_keep_their_parameters(ends: Ends) -> None:
     optimizer2.step()
     assert optimizer2.param_groups[0]["params"][0] is model2.weight
     assert not torch.equal(before, model2.weight)
+
+
+def test_optimizers_keep_what_schedulers_and_hooks_added(ends: Ends) -> None:
+    layer = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+    steps: list[int] = []
+    optimizer.register_step_post_hook(lambda *_: steps.append(1))
+    (copy, schedule, weight, done), _ = ends.send(optimizer, scheduler, layer.weight, steps)
+    assert schedule.optimizer is copy and copy.param_groups[0]["params"][0] is weight
+    weight.grad = torch.ones_like(weight)
+    before = weight.detach().clone()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        copy.step()
+        schedule.step()
+    assert torch.allclose(before - weight, torch.ones(1, 2)) and done == [1] and steps == []
+    (back, back_weight) = ends.back(copy, weight)
+    assert back._opt_called and back.step.__closure__ is not None
+    back.step()
+    assert torch.allclose(weight - back_weight, torch.full((1, 2), 0.5))
 
 
 def test_a_view_of_a_large_tensor_only_brings_its_part(ends: Ends) -> None:

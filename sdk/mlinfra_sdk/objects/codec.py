@@ -354,6 +354,10 @@ def _handler(kind: type) -> Callable[[Encoder, Any], Any]:
         from mlinfra_sdk.objects.reducers_torch import reduce_tensor
 
         return reduce_tensor
+    if torch is not None and issubclass(kind, torch.optim.Optimizer):
+        from mlinfra_sdk.objects.reducers_torch import reduce_optimizer
+
+        return reduce_optimizer
     if reducers.stays_home(kind):
         return Encoder.stub
     if kind.__module__.startswith("ipykernel.") and issubclass(kind, io.TextIOBase):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mlinfra_sdk.objects.realm import current_realm
+from mlinfra_sdk.objects.reducers import reduce_default
 
 if TYPE_CHECKING:
     from mlinfra_sdk.objects.codec import Encoder
@@ -99,6 +100,15 @@ def set_tensor(tensor: torch.Tensor, state: dict[str, Any]) -> None:
     tensor.__dict__.update(state.get("attributes", {}))
     if "grad" in state:
         tensor.grad = state["grad"]
+
+
+def reduce_optimizer(encoder: Encoder, optimizer: torch.optim.Optimizer) -> Any:
+    """An optimizer with what its own pickling leaves out: hooks, and the ``step`` that learning
+    rate schedulers have wrapped."""
+    reduced = reduce_default(encoder, optimizer)
+    if type(optimizer).__getstate__ is torch.optim.Optimizer.__getstate__ and len(reduced) > 2:
+        return *reduced[:2], dict(vars(optimizer)), *reduced[3:]
+    return reduced
 
 
 def _available(device: str) -> bool:
