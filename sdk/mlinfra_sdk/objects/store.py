@@ -56,7 +56,8 @@ class ChunkStore:
         path = self.root / "id"
         if not path.exists():
             temporary = self.root / f".id-{secrets.token_hex(8)}"
-            temporary.write_text(secrets.token_hex(16))
+            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(secrets.token_hex(16))
             with contextlib.suppress(FileExistsError):
                 os.link(temporary, path)  # unlike rename this lets the first writer win
             temporary.unlink()

@@ -364,6 +364,7 @@ def main() -> None:
     """``python -m mlinfra_sdk.worker DIRECTORY``: prints ``ready`` when clients can connect."""
     folder = Path(sys.argv[1])
     config = load_config(folder)
+    os.close(os.open(folder / "agent.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
     logging.basicConfig(
         filename=folder / "agent.log",
         level=logging.INFO,

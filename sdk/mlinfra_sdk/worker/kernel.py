@@ -31,6 +31,7 @@ from mlinfra_sdk.namespace.delta import Inputs, Outputs
 from mlinfra_sdk.namespace.sync import WorkerNamespace
 from mlinfra_sdk.objects.store import ChunkStore
 from mlinfra_sdk.worker.interrupts import Interrupts
+from mlinfra_sdk.worker import forks
 from mlinfra_sdk.worker.messages import (
     HANDLED,
     JOBS_VARIABLE,
@@ -287,6 +288,9 @@ def main() -> None:
     os.environ[WORKER_VARIABLE] = "1"
     if hasattr(BaseComm, "_reply_subshell_for"):  # since ipykernel 7.4
         setattr(BaseComm, "_reply_subshell_for", _reply_subshell_for)  # noqa: B010
+    address = os.environ.get(JOBS_VARIABLE)
+    if address:
+        forks.use_socket(f"{address}-forks")
     config = Config()
     config.HistoryManager.enabled = False
     config.IPKernelApp.outstream_class = f"{Stream.__module__}.{Stream.__qualname__}"
