@@ -13,9 +13,10 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 
 import anyio
+import msgspec
 
 from mlinfra_sdk import errors
-from mlinfra_sdk.errors import LinkClosed, MlinfraError
+from mlinfra_sdk.errors import LinkClosed, MlinfraError, VersionMismatch
 from mlinfra_sdk.link.client import connect
 from mlinfra_sdk.link.frames import Channel
 from mlinfra_sdk.link.session import LinkSession
@@ -102,7 +103,7 @@ class AgentClient:
                     tasks.cancel_scope.cancel()
             reason = link.status.error
         except BaseException as error:
-            reason = error if isinstance(error, errors.LinkError) else None
+            reason = error if isinstance(error, errors.LinkError) else LinkClosed(repr(error))
             if not opened.done():
                 opened.set_exception(error)
         finally:
@@ -194,7 +195,14 @@ class AgentClient:
 
     def ask(self, request: m.AnyRequest, kind: type[T]) -> T:
         """Send a request and wait for its result."""
-        return m.decode_as(kind, self.send(request).result())
+        data = self.send(request).result()
+        try:
+            return m.decode_as(kind, data)
+        except msgspec.ValidationError as error:
+            raise VersionMismatch(
+                f"The machine's agent gives answers of another version ({error}).",
+                hint="Stop that machine; a new one gets the version of this process.",
+            ) from None
 
     # -- records -----------------------------------------------------------------------------
 
