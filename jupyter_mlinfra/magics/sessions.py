@@ -71,9 +71,17 @@ class Sessions:
         return KernelFrontend(self._kernel, self._comms[session], card)
 
     def with_run(self, name: str, request: Request) -> tuple[Session, RunInfo]:
-        """The session whose machine has this run. Machines that another notebook, or an earlier
-        one, has started are looked at too. Without a name the only run is meant."""
-        session, info = directory.the_run(name, self._runs(request))
+        """The session whose machine has this run. First this notebook's machines are looked at,
+        then those that another notebook, or an earlier one, has started. Without a name the only
+        run is meant."""
+        own = [
+            (session, info)
+            for session in self
+            if session.agent() is not None
+            for info in session.runs()
+            if name in ("", info.run, info.label)
+        ]
+        session, info = own[0] if len(own) == 1 else directory.the_run(name, self._runs(request))
         self._sessions[session.request.place] = session
         self.current = session
         return session, info
