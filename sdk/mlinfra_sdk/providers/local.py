@@ -201,8 +201,9 @@ async def _start_agent(folder: Path) -> None:
             stderr=stderr,
             start_new_session=True,
         )
-        with open(os.open(folder / "pid", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(f"{process.pid} {psutil.Process(process.pid).create_time()}")
+        file = os.open(folder / "pid", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(file, "w") as pid:
+            pid.write(f"{process.pid} {psutil.Process(process.pid).create_time()}")
         assert process.stdout is not None
         with process.stdout:
             line = await anyio.to_thread.run_sync(process.stdout.readline, abandon_on_cancel=True)

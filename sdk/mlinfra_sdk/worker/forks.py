@@ -34,4 +34,4 @@ def use_socket(address: str) -> None:
             sending.connect(address)
             return context, sending
 
-    ipykernel.kernelapp.IOPubThread = PublishThread  # type: ignore[misc]
+    setattr(ipykernel.kernelapp, "IOPubThread", PublishThread)  # noqa: B010
