@@ -54,6 +54,19 @@ def test_output_below_python_and_of_subprocesses(notebook: Notebook) -> None:
     notebook.wait(lambda: again.stdout == "again\n")
 
 
+def test_output_of_forked_children(notebook: Notebook) -> None:
+    cell = notebook.remote(
+        "import multiprocessing\n"
+        "for i in range(3):\n"
+        "    child = multiprocessing.get_context('fork').Process(target=print, args=(i,))\n"
+        "    child.start()\n"
+        "    child.join()\n"
+        "del child"
+    )
+    notebook.wait(lambda: len(cell.stdout.split()) == 3)
+    assert cell.stdout == "0\n1\n2\n"
+
+
 def test_stderr_is_no_error(notebook: Notebook) -> None:
     cell = notebook.remote(
         "import sys, warnings\n"
