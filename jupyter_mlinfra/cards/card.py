@@ -164,8 +164,10 @@ def _details(state: RunState, phases: dict[Phase, float], elapsed: float) -> str
             for phase, seconds in phases.items()
         )
         rows.append(("Time", times + _bar(phases, elapsed, "4px")))
-    rows.append(("Sent", _moved(state.sent, state.bytes_up)))
-    rows.append(("Received", _moved(state.received, state.bytes_down)))
+    if state.sent or state.bytes_up:
+        rows.append(("Sent", _moved(state.sent, state.bytes_up)))
+    if state.received or state.bytes_down:
+        rows.append(("Received", _moved(state.received, state.bytes_down)))
     return "".join(f"<div><b>{label}</b> {content}</div>" for label, content in rows)
 
 
