@@ -64,7 +64,12 @@ class MachineLost(MlinfraError):
 
 
 class RunDetached(MlinfraError):
-    """The connection was lost for too long; the run goes on and can be brought back."""
+    """This process follows the run no longer (the connection was lost for too long, or another
+    client has taken it over); it goes on and can be brought back."""
+
+
+class RunCancelled(MlinfraError):
+    """The run was taken out of the queue before it began."""
 
 
 class StateError(MlinfraError, OSError):

@@ -20,7 +20,10 @@ from mlinfra_sdk.machines.client import AgentClient
 from mlinfra_sdk.machines.portal import Portal
 from mlinfra_sdk.namespace.sync import Report
 from mlinfra_sdk.worker import messages as m
-from mlinfra_sdk.worker.messages import DIED, HANDLED, INPUT, RESULT, Record
+from mlinfra_sdk.worker.messages import DIED, HANDLED, INPUT, LEFT, RESULT, Record
+
+ENDS = frozenset({RESULT, DIED, LEFT, HANDLED})
+"""What comes last of a run, or of a comm message."""
 
 _PATIENCE = 3.0
 """Seconds after an interrupt before the user is told that the cell goes on."""
@@ -74,7 +77,7 @@ class Running:
         if self._over:
             self._show(record)
             return
-        if record.msg_type in (RESULT, DIED, HANDLED):
+        if record.msg_type in ENDS:
             self._over = True
         self._put += _size(record)
         self._queue.put(record)
@@ -103,7 +106,7 @@ class Running:
         self._room.set()
 
     def _show(self, record: Record) -> None:
-        if record.msg_type not in (RESULT, DIED, HANDLED, INPUT):
+        if record.msg_type not in ENDS and record.msg_type != INPUT:
             self._publish(record)
 
     def submitted(self, request: concurrent.futures.Future[bytes]) -> None:
@@ -133,8 +136,8 @@ class Running:
         every: float = 1.0,
         last: int | None = None,
     ) -> Outcome | Record:
-        """Until the run's end: its outcome, or the record of its kernel's death (of its end, if
-        it is a comm message).
+        """Until the run's end: its outcome, or the record of another end: of its kernel's death,
+        of its following, of the handling of a comm message.
 
         May be called again after an interrupt. ``ask`` handles an input request, ``tick`` is
         called every so many seconds. With ``last`` only up to the message of this number.
@@ -150,7 +153,7 @@ class Running:
             self._take(item)
             if item.msg_type == RESULT:
                 return Outcome(json.loads(item.content), item.buffers[0])
-            if item.msg_type in (DIED, HANDLED):
+            if item.msg_type in ENDS:
                 return item
             if item.msg_type == INPUT:
                 ask(json.loads(item.content))

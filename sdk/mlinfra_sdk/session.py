@@ -23,13 +23,16 @@ from mlinfra_sdk.errors import (
     LinkError,
     MachineLost,
     MlinfraError,
+    RemoteValueLost,
     RequestError,
+    RunCancelled,
     RunDetached,
     VersionMismatch,
 )
 from mlinfra_sdk.frontend import Console, Frontend
 from mlinfra_sdk.jobs import Background, RunHandle
 from mlinfra_sdk.ledger import Ledger
+from mlinfra_sdk.link.wire import Wire
 from mlinfra_sdk.machines import lifecycle, versions
 from mlinfra_sdk.machines.client import AgentClient
 from mlinfra_sdk.machines.lifecycle import LiveMachine
@@ -46,6 +49,8 @@ T = TypeVar("T")
 
 _STORE_LIMIT = 20 << 30
 """Bytes that the local chunk store may keep between sessions."""
+_FAILURES = (MlinfraError, TimeoutError, concurrent.futures.TimeoutError)
+"""What may go wrong in telling a machine that it is needed no longer."""
 _decode_outputs = msgspec.msgpack.Decoder(Outputs).decode
 _encode_inputs = msgspec.msgpack.Encoder().encode
 
@@ -86,11 +91,16 @@ class Session:
         self._hidden = hidden or self._dunders
         self._ledger: Ledger | None = None
         self._store = ChunkStore(paths.data_dir() / "store")
+        self._name = ""
         self._machine: LiveMachine | None = None
         self._client: AgentClient | None = None
         self._kernel = ""
         self._generation = 0
-        self._link_counts = (0, 0)
+        """Which process of the kernel holds the variables; 0 if that has to be found out."""
+        self._former = 0
+        """The generation before the connection was lost."""
+        self._death: m.Record | None = None
+        self._backgrounds: dict[str, Background] = {}
         self._shared_store = False
         self._local = self._new_namespace(shared_fs=False)
         self._count = 0
@@ -184,21 +194,24 @@ class Session:
         """Stop the machine and close it in the ledger. The next run starts a new one."""
         lifetime.closed(self)
         machine, self._machine = self._machine, None
+        client = self._client
+        if machine is not None and client is not None and client.closed is None:
+            with contextlib.suppress(*_FAILURES):  # what it runs for this session is not wanted
+                client.send(m.Stop(client.next_id(), "stopped by the user")).result(5)
         self._disconnect("the machine was stopped")
         if machine is not None:
             portal().call(lifecycle.stop(machine, self.ledger, "stopped by the user"))
 
     def close(self) -> None:
         """End the session: stops its machine, unless that has a name and may be shared."""
-        kernels = {info.kernel for info in self._runs_left()}
+        kernels = {info.kernel for info in self._runs_left() if info.status != "lost"}
         if self.request.machine is None and not kernels:
             self.stop()
         elif self._client is not None:
             lifetime.closed(self)
             client, kernel = self._client, self._kernel
-            failures = (MlinfraError, TimeoutError, concurrent.futures.TimeoutError)
             if kernel not in kernels:
-                with contextlib.suppress(*failures):
+                with contextlib.suppress(*_FAILURES):
                     client.send(m.CloseKernel(client.next_id(), kernel)).result(5)
             self._disconnect("the session was closed")
 
@@ -292,6 +305,22 @@ class Session:
         come; without one nobody follows it until :meth:`attach`. Runs of one kernel wait for each
         other; ``new_kernel`` gives it one of its own."""
         with self._lock:
+            try:
+                return self._start(code, names, count, frontend, label, cell, new_kernel)
+            except _NotBegun:
+                return self._start(code, names, count, frontend, label, cell, new_kernel)
+
+    def _start(
+        self,
+        code: str,
+        names: CellNames,
+        count: int,
+        frontend: Frontend | None,
+        label: str,
+        cell: str,
+        new_kernel: bool,
+    ) -> RunHandle:
+        with self._lock:
             client = self._ready(frontend or Console())
             if new_kernel:
                 self._local.abandon()
@@ -307,8 +336,9 @@ class Session:
                 opened = client.ask(m.OpenKernel(client.next_id(), "", cwd), m.KernelInfo)
                 kernel = opened.kernel
             background = None
+            ledger_run = _new_number()
             if frontend is not None:
-                background = Background(frontend.publish)
+                background = Background(frontend.publish, ledger_run)
                 client.listen(run, background.sink)
                 client.when_closed(background.fail)
             request = m.Execute(
@@ -320,10 +350,17 @@ class Session:
                 count,
                 label=label,
                 notebook=self._notebook,
-                ledger=self._open_run("cell", cell) or 0,
+                ledger=ledger_run,
                 detached=frontend is None,
             )
-            client.send(request).result()
+            try:
+                client.send(request).result()
+            except KernelDied as error:
+                self._forget_kernel(error.message)
+                raise _NotBegun from error
+            self._open_run(ledger_run, "cell", cell)
+            if background is not None:
+                self._backgrounds[run] = background
             return RunHandle(self, run, label, background)
 
     def runs(self) -> list[m.RunInfo]:
@@ -346,26 +383,29 @@ class Session:
             client = self._connect()
             info = self._find_run(run)
             following = Running(info.run, portal(), frontend.publish)
-            client.listen(info.run, following.sink)
             frontend.begun(info.label or info.run)
             frontend.phase("running")
+            background = self._backgrounds.pop(info.run, None)
+            if background is not None:
+                background.fail(RunDetached(f"The run {run} is shown where it was attached to."))
+            client.listen(info.run, following.sink)
             client.send(m.Attach(client.next_id(), info.run, take=take)).result()
             if self._kernel != info.kernel:
+                self._local.forget("this session has turned to another kernel")
                 self._kernel, self._generation = info.kernel, 0
-            ended = follow(client, self._kernel, following, frontend)
-            if not isinstance(ended, Outcome):
-                client.send(m.Collected(client.next_id(), info.run))
-                self._close_run(info.ledger, "lost", time.time() - info.started, 0, 0)
-                raise self._kernel_died(ended)
-            return self.collect(info.run, ended)
+            outcome = self._until_end(client, following, frontend, info.ledger)
+            return self._take_over(client, info, outcome)
 
     def watch(self, run: str, publish: Callable[[m.Record], None], *, until_end: bool) -> None:
         """Show what a run has published, and with ``until_end`` what it still will."""
         with self._lock:
-            client = self._connect()
+            self._connect()
             info = self._find_run(run)
-        if not info.messages and not until_end:
+            machine = self._machine
+        if machine is None or (not info.messages and not until_end):
             return
+        # On a connection of its own: this session may follow the run already.
+        client = self._open_client(machine)
         watching = Running(info.run, portal(), publish)
 
         def tick() -> None:
@@ -376,24 +416,68 @@ class Session:
         try:
             client.send(m.Attach(client.next_id(), info.run, watch=True)).result()
             last = None if until_end else info.messages
-            watching.wait(lambda content: None, tick, last=last)
+            end = watching.wait(lambda content: None, tick, last=last)
+            if isinstance(end, m.Record) and end.msg_type == m.LEFT:
+                raise self._failure(client, info.run, end)
         finally:
-            client.ignore(info.run)
-            client.send(m.Leave(client.next_id(), info.run))
+            client.close()
 
-    def collect(self, run: str, outcome: Outcome) -> Result:
-        """Take over the variables of a run that has ended, and let the machine forget it."""
+    def collect(self, run: str, background: Background) -> Result:
+        """Wait for the end of a run in the background, take over its variables, and let the
+        machine forget it."""
+        try:
+            outcome = background.ended.result()
+        except LinkClosed as error:
+            raise self._left_alone(run, error) from None
         with self._lock:
+            self._backgrounds.pop(run, None)
             client = self._connect()
-            info = self._find_run(run)
-            result = self._finish(client, outcome, self._local.adopt)
-            if self._kernel == info.kernel:
-                client.send(m.Evaluate(client.next_id(), self._kernel, "forget")).result()
-            client.send(m.Collected(client.next_id(), run))
-            status = "done" if result.error is None else "error"
-            seconds = (info.ended or time.time()) - info.started
-            self._close_run(info.ledger, status, seconds, 0, 0)
-            return result
+            if isinstance(outcome, Outcome):
+                return self._take_over(client, self._find_run(run), outcome)
+            if outcome.msg_type == m.DIED:
+                seconds = time.monotonic() - background.began
+                self._close_run(background.ledger_run, "lost", seconds, 0, 0)
+            raise self._failure(client, run, outcome)
+
+    def _take_over(self, client: AgentClient, info: m.RunInfo, outcome: Outcome) -> Result:
+        """The variables of a run that was not waited for from its beginning."""
+        result = self._finish(client, outcome, self._local.adopt)
+        client.send(m.Collected(client.next_id(), info.run))
+        seconds = (info.ended or time.time()) - info.started
+        self._close_run(info.ledger, _status_of(result), seconds, 0, 0)
+        return result
+
+    def _until_end(
+        self, client: AgentClient, run: Running, frontend: Frontend, ledger_run: int
+    ) -> Outcome:
+        """Follow a run to its end; without a result this raises."""
+        began = time.monotonic()
+        try:
+            ended = follow(client, self._kernel, run, frontend)
+        except LinkClosed as error:
+            raise self._left_alone(run.name, error) from None
+        except KernelDied as error:
+            self._forget_kernel(error.message)
+            raise _NotBegun from error
+        if isinstance(ended, Outcome):
+            return ended
+        if ended.msg_type == m.DIED:
+            self._close_run(ledger_run, "lost", time.monotonic() - began, 0, 0)
+        raise self._failure(client, run.name, ended)
+
+    def _failure(self, client: AgentClient, run: str, end: m.Record) -> MlinfraError:
+        """What to say of a run that has no result; if nothing more comes of it, the machine may
+        forget it."""
+        content = msgspec.json.decode(end.content)
+        reason, status = content["reason"], content.get("status")
+        if end.msg_type == m.LEFT:
+            return RunDetached(reason, hint="`%remote runs` lists what is still there.")
+        client.send(m.Collected(client.next_id(), run))
+        if status == "cancelled":
+            return RunCancelled(reason)
+        if status == "lost":
+            return MachineLost(reason, hint="What it had published until then has been shown.")
+        return self._kernel_died(end)
 
     def _runs_left(self) -> list[m.RunInfo]:
         """Runs on the machine that somebody may still want."""
@@ -471,7 +555,10 @@ class Session:
         cell: str = "",
     ) -> Result:
         with self._lock:
-            return self._exchange(code, prepare, frontend, count, kind, cell)
+            try:
+                return self._exchange(code, prepare, frontend, count, kind, cell)
+            except _NotBegun:
+                return self._exchange(code, prepare, frontend, count, kind, cell)
 
     def _exchange(
         self,
@@ -489,32 +576,28 @@ class Session:
         if not self._shared_store and (digests := inputs.digests()):
             frontend.phase("data")
             client.upload(digests)
-        run = Running(secrets.token_hex(8), portal(), frontend.publish)
+        run = Running(secrets.token_hex(4), portal(), frontend.publish)
         client.listen(run.name, run.sink)
-        ledger_run = None
+        ledger_run = _new_number()
         began = time.monotonic()
         status = "lost"
         sent = sorted({name for group in inputs.groups for name in group.names})
         try:
             frontend.begun(run.name)
             frontend.phase("running")
-            self._submit(client, run, code, inputs, count, frontend)
-            ledger_run = self._open_run(kind, cell)  # while the machine is at work
-            try:
-                ended = follow(client, self._kernel, run, frontend)
-            except LinkClosed as error:
-                raise self._left_alone(run.name, error) from None
-            if not isinstance(ended, Outcome):
-                client.send(m.Collected(client.next_id(), run.name))
-                raise self._kernel_died(ended)
-            result = self._finish(client, ended, self._local.apply)
+            self._submit(client, run, code, inputs, count, frontend, ledger_run)
+            self._open_run(ledger_run, kind, cell)  # while the machine is at work
+            outcome = self._until_end(client, run, frontend, 0)
+            result = self._finish(client, outcome, self._local.apply)
             client.send(m.Collected(client.next_id(), run.name))
-            status = "done" if result.error is None else "error"
-            if isinstance(result.error, KeyboardInterrupt):
-                status = "interrupted"
+            status = _status_of(result)
+        except (RunDetached, KeyboardInterrupt):
+            status = ""  # it goes on over there, and whoever collects it closes it
+            raise
         finally:
             up, down = client.bytes_sent - before[0], client.bytes_received - before[1]
-            self._close_run(ledger_run, status, time.monotonic() - began, up, down)
+            if status:
+                self._close_run(ledger_run, status, time.monotonic() - began, up, down)
         report = result.report
         frontend.moved(sent, [*report.changed, *report.remote], up, down)
         return result
@@ -543,6 +626,7 @@ class Session:
         inputs: Inputs,
         count: int,
         frontend: Frontend,
+        ledger_run: int,
     ) -> None:
         request = m.Execute(
             client.next_id(),
@@ -552,6 +636,8 @@ class Session:
             _encode_inputs(inputs),
             count,
             frontend.allow_stdin,
+            notebook=self._notebook,
+            ledger=ledger_run,
         )
         run.submitted(client.send(request))
 
@@ -578,7 +664,10 @@ class Session:
     def _fetch(self, token: str) -> Outputs:
         """The content of a RemoteValue."""
         with self._lock:
+            generation = self._generation or self._former
             client = self._ready(Console())
+            if self._generation != generation:
+                raise RemoteValueLost("The kernel that held this value has ended.")
             request = m.Evaluate(client.next_id(), self._kernel, "fetch", [token])
             outputs = _decode_outputs(client.ask(request, bytes))
             if not self._shared_store:
@@ -588,6 +677,14 @@ class Session:
     def _ready(self, frontend: Frontend) -> AgentClient:
         """A connection to the machine, with a kernel that runs."""
         client = self._client
+        death, self._death = self._death, None
+        if death is not None:
+            self._kernel_died(death)
+        if client is not None and client.cut_off:
+            # Nothing is sent to a machine that may be gone: it would be in doubt what it has done.
+            frontend.phase("reconnecting")
+            while client.cut_off and client.closed is None:
+                time.sleep(0.02)
         if client is not None and client.closed is not None:
             self._account_for_the_lost(frontend)
             client = None
@@ -598,38 +695,46 @@ class Session:
             frontend.phase("start")
             cwd = os.getcwd() if self._shared_store else ""
             info = client.ask(m.OpenKernel(client.next_id(), self._kernel, cwd), m.KernelInfo)
+            if self._former and info.generation != self._former:
+                self._local.forget("the remote kernel has ended")
+            self._former = 0
             self._kernel, self._generation = info.kernel, info.generation
-            client.listen_to_rest(self._other)
         return client
 
     async def _other(self, record: m.Record) -> None:
-        if record.msg_type == m.DIED:
-            self._kernel_died(record)
-        else:
+        if record.msg_type != m.DIED:
             self.comms(record)
+        elif self._lock.acquire(blocking=False):
+            try:
+                self._kernel_died(record)
+            finally:
+                self._lock.release()
+        else:  # another thread is at work with what has to be forgotten
+            self._death = record
 
     def _kernel_died(self, record: m.Record) -> KernelDied:
-        """Forget what only lived there; gives the error for who waits for a run."""
-        self._generation = 0
-        reason = msgspec.json.decode(record.content)["reason"]
-        self._local.forget(reason)
+        """Forget what only lived there, unless it is another process by now; gives the error for
+        who waits for a run."""
+        content = msgspec.json.decode(record.content)
+        reason: str = content["reason"]
+        if record.kernel == self._kernel and content.get("generation") == self._generation:
+            self._forget_kernel(reason)
         return KernelDied(reason, hint="The next run starts a fresh one and sends its variables.")
+
+    def _forget_kernel(self, reason: str) -> None:
+        self._generation = self._former = 0
+        self._local.forget(reason)
 
     def _connect(self) -> AgentClient:
         if self._client is not None and self._client.closed is None:
             return self._client
         with contextlib.suppress(MlinfraError, OSError):
             self._store.collect_garbage(_STORE_LIMIT)
-        name = self.request.machine or f"{self.request.on}-{secrets.token_hex(3)}"
-        machine = portal().call(lifecycle.acquire(self.request, name, self.ledger))
-        secret = portal().call(machine.provider.secret(machine.handle))
-        client = AgentClient.open(
-            portal(),
-            lambda: machine.provider.connect(machine.handle),
-            secret,
-            self._store,
-            self.request.reconnect,
-        )
+        # The next machine has the same name: it takes over runs that this one may leave behind.
+        self._name = self._name or self.request.machine or _new_name(self.request.on)
+        machine = portal().call(lifecycle.acquire(self.request, self._name, self.ledger))
+        client = self._open_client(machine)
+        client.listen_to_rest(self._other)
         info = client.ask(m.Describe(client.next_id()), m.AgentInfo)
         try:
             versions.check(machine.name, info)
@@ -637,51 +742,92 @@ class Session:
             client.close()
             portal().call(lifecycle.stop(machine, self.ledger, "its versions do not fit"))
             raise
+        again = self._machine is not None and self._machine.id == machine.id
         self._machine, self._client = machine, client
         lifetime.opened(self)
-        self._kernel = ""
         self._shared_store = info.store == self._store.id
-        self._generation = 0
-        self._local = self._new_namespace(
-            shared_fs=machine.provider.capabilities.shared_fs and not self.request.isolate
-        )
+        self._former, self._generation = self._generation or self._former, 0
+        if not again:
+            self._local.forget("its machine has ended")
+            self._kernel, self._former = "", 0
+            self._local = self._new_namespace(
+                shared_fs=machine.provider.capabilities.shared_fs and not self.request.isolate
+            )
         return client
+
+    def _open_client(self, machine: LiveMachine) -> AgentClient:
+        async def wire() -> Wire:
+            try:
+                return await machine.provider.connect(machine.handle)
+            except LinkError:
+                status = await machine.provider.status(machine.handle)
+                if status.alive:
+                    raise
+                raise LinkClosed(
+                    f"The machine {machine.name} has ended: {status.reason}."
+                ) from None
+
+        secret = portal().call(machine.provider.secret(machine.handle))
+        return AgentClient.open(portal(), wire, secret, self._store, self.request.reconnect)
 
     def _disconnect(self, reason: str) -> None:
         client, self._client = self._client, None
-        self._generation = 0
-        self._local.forget(reason)
+        self._forget_kernel(reason)
         if client is not None:
             client.close()
 
     def _account_for_the_lost(self, frontend: Frontend) -> None:
         """The link is gone: find out why, and close the machine if it has ended."""
-        machine, self._machine = self._machine, None
-        self._disconnect("its machine has ended")
+        machine = self._machine
         if machine is None:
             return
         status = portal().call(machine.provider.status(machine.handle))
         if not status.alive:
+            self._machine = None
+            self._disconnect("its machine has ended")
             self.ledger.machine_stopped(machine.id, reason=status.reason, at=status.ended_at)
             portal().call(machine.provider.stop(machine.handle))
             frontend.note(f"The machine {machine.name} had ended: {status.reason}.")
 
-    def _open_run(self, kind: str, cell: str) -> int | None:
+    def _open_run(self, number: int, kind: str, cell: str) -> None:
         """A ledger that cannot be written must not stop work that costs nothing more."""
-        if self._machine is None:
-            return None
-        with contextlib.suppress(LedgerError):
-            return self.ledger.open_run(
-                self._machine.id, kind=kind, notebook=self._notebook, cell=cell
-            )
-        return None
+        if self._machine is not None:
+            with contextlib.suppress(LedgerError):
+                self.ledger.open_run(
+                    self._machine.id,
+                    kind=kind,
+                    notebook=self._notebook,
+                    cell=cell,
+                    number=number,
+                )
 
-    def _close_run(self, run: int | None, status: str, seconds: float, up: int, down: int) -> None:
-        if run is not None:
+    def _close_run(self, run: int, status: str, seconds: float, up: int, down: int) -> None:
+        if run:
             with contextlib.suppress(LedgerError):
                 self.ledger.close_run(
                     run, status=status, seconds=seconds, bytes_up=up, bytes_down=down
                 )
+
+
+class _NotBegun(Exception):
+    """The kernel had ended before it could be given the run."""
+
+
+def _status_of(result: Result) -> str:
+    """For the ledger."""
+    if isinstance(result.error, KeyboardInterrupt):
+        return "interrupted"
+    return "done" if result.error is None else "error"
+
+
+def _new_name(target: str) -> str:
+    return f"{target}-{secrets.token_hex(3)}"
+
+
+def _new_number() -> int:
+    """Of a run in the ledger: whoever collects the run closes it there, so it must be known before
+    the ledger is written."""
+    return secrets.randbits(52) + 1
 
 
 def _transformed(code: str) -> str:

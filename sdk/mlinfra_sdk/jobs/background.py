@@ -4,30 +4,36 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import time
 from collections.abc import Callable
 
-from mlinfra_sdk.errors import KernelDied
-from mlinfra_sdk.running import Outcome
-from mlinfra_sdk.worker.messages import DIED, INPUT, RESULT, Record
+from mlinfra_sdk.running import ENDS, Outcome
+from mlinfra_sdk.worker.messages import INPUT, RESULT, Record
 
 
 class Background:
-    """Publishes a run's records from the portal's thread; ``outcome`` is its end."""
+    """Publishes a run's records from the portal's thread; ``ended`` is its outcome, or the record
+    of another end."""
 
-    def __init__(self, publish: Callable[[Record], None]) -> None:
-        self.outcome: concurrent.futures.Future[Outcome] = concurrent.futures.Future()
+    def __init__(self, publish: Callable[[Record], None], ledger_run: int) -> None:
+        self.ended: concurrent.futures.Future[Outcome | Record] = concurrent.futures.Future()
+        self.ledger_run = ledger_run
+        self.began = time.monotonic()
         self._publish = publish
 
     async def sink(self, record: Record) -> None:
         """Take a record."""
-        if record.msg_type == RESULT:
-            self.outcome.set_result(Outcome(json.loads(record.content), record.buffers[0]))
-        elif record.msg_type == DIED:
-            self.outcome.set_exception(KernelDied(json.loads(record.content)["reason"]))
+        if record.msg_type in ENDS:
+            if not self.ended.done():
+                self.ended.set_result(
+                    Outcome(json.loads(record.content), record.buffers[0])
+                    if record.msg_type == RESULT
+                    else record
+                )
         elif record.msg_type != INPUT:
             self._publish(record)
 
     def fail(self, error: BaseException) -> None:
         """The run cannot be followed any longer."""
-        if not self.outcome.done():
-            self.outcome.set_exception(error)
+        if not self.ended.done():
+            self.ended.set_exception(error)

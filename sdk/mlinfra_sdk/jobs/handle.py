@@ -48,14 +48,14 @@ class RunHandle:
         if self._result is not None:
             return True
         if self._background is not None:
-            return self._background.outcome.done()
+            return self._background.ended.done()
         info = self.info()
         return info is None or info.ended > 0
 
     def when_done(self, act: Callable[[], None]) -> None:
         """Call ``act`` in another thread at the end of a run that is followed."""
         if self._background is not None:
-            self._background.outcome.add_done_callback(lambda _: act())
+            self._background.ended.add_done_callback(lambda _: act())
 
     def cancel(self) -> None:
         """Interrupt it, or take it out of the queue."""
@@ -76,8 +76,7 @@ class RunHandle:
             if self._background is None:
                 self._result = self._session.attach(self.run)
             else:
-                outcome = self._background.outcome.result()
-                self._result = self._session.collect(self.run, outcome)
+                self._result = self._session.collect(self.run, self._background)
         return self._result
 
     def result(self, timeout: float | None = None) -> Any:

@@ -187,11 +187,14 @@ class Ledger:
         notebook: str = "",
         cell: str = "",
         at: float | None = None,
+        number: int | None = None,
     ) -> int:
-        """Record that work is about to be sent to a machine; returns the run's id."""
+        """Record that work is sent to a machine; returns the run's id, which is ``number`` if that
+        is given."""
         return self._write(
-            "INSERT INTO runs (machine_id, kind, notebook, cell, opened_at) VALUES (?, ?, ?, ?, ?)",
-            (machine_id, kind, notebook, cell, _now(at)),
+            "INSERT INTO runs (id, machine_id, kind, notebook, cell, opened_at)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (number, machine_id, kind, notebook, cell, _now(at)),
         )
 
     def close_run(

@@ -27,7 +27,14 @@ from mlinfra_sdk.ledger import Price
 from mlinfra_sdk.link.wire import Wire, connect_unix
 from mlinfra_sdk.providers.base import Capabilities, Handle, Offer, Problem, Status
 from mlinfra_sdk.spec import Gpu, Request
-from mlinfra_sdk.worker.agent import ENDED, SOCKET, Config, load_config, save_config
+from mlinfra_sdk.worker.agent import (
+    ENDED,
+    SOCKET,
+    Config,
+    load_config,
+    remove_sockets,
+    save_config,
+)
 from mlinfra_sdk.worker.watchdog import Limits
 
 _START_SECONDS = 1.5
@@ -126,6 +133,7 @@ class LocalProvider:
         process = _agent_process(folder)
         if process is not None:
             await anyio.to_thread.run_sync(_end, process)
+        remove_sockets(folder)
         if not _has_runs(folder):
             shutil.rmtree(folder, ignore_errors=True)
 

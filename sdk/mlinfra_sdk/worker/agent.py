@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
 import secrets
+import shutil
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from mlinfra_sdk.link.state import State
 from mlinfra_sdk.link.wire import serve_unix
 from mlinfra_sdk.objects.store import ChunkStore
 from mlinfra_sdk.worker import messages as m
+from mlinfra_sdk.worker.journal import LIMIT
 from mlinfra_sdk.worker.kernel_host import KernelHost
 from mlinfra_sdk.worker.runs import Run, Runs
 from mlinfra_sdk.worker.versions import versions
@@ -37,6 +39,8 @@ from mlinfra_sdk.worker.watchdog import Limits, Watchdog
 logger = logging.getLogger(__name__)
 
 SOCKET = "agent.sock"
+_SOCKETS = "sockets"
+_IN_ORDER = (m.Execute, m.Collected, m.Comm, m.Answer, m.Interrupt)
 ENDED = "ended.json"
 
 
@@ -48,6 +52,7 @@ class Config(msgspec.Struct):
     limits: Limits
     shared_fs: bool = False
     cwd: str = ""
+    journal_limit: int = LIMIT
 
 
 class Agent:
@@ -62,11 +67,12 @@ class Agent:
         self._sessions: set[LinkSession] = set()
         self._prestarted = ""
         self._config = config
+        self._sockets = _make_sockets(folder)
         self._tasks = tasks
         self._kernels: dict[str, KernelHost] = {}
         self._listeners: dict[str, LinkSession] = {}
         """The session that follows each kernel."""
-        self.runs = Runs(folder / "runs")
+        self.runs = Runs(folder / "runs", config.journal_limit)
         self._followers: dict[LinkSession, anyio.abc.TaskGroup] = {}
         """Where the tasks of a client run that send it what it follows."""
         self._arrived = anyio.Event()
@@ -102,7 +108,7 @@ class Agent:
                 m.STORE_VARIABLE: self._config.store,
                 m.SHARED_VARIABLE: "1" if self._config.shared_fs else "0",
             }
-            kernel = KernelHost(name, env, self._tasks, self._publish)
+            kernel = KernelHost(name, self._sockets, env, self._tasks, self._publish)
             kernel.cwd = self._config.cwd
             self._kernels[name] = kernel
         return kernel
@@ -111,6 +117,7 @@ class Agent:
         """End all kernels."""
         for kernel in self._kernels.values():
             await kernel.close()
+        remove_sockets(self.folder)
 
     async def on_session(self, session: LinkSession) -> None:
         """Serve one client until its session is closed."""
@@ -124,9 +131,7 @@ class Agent:
                     self.watchdog.touch()
                     request = m.decode_request(message.data)
                     # What is passed on to the kernel keeps its order; the rest may take a while.
-                    if isinstance(
-                        request, m.Execute | m.Collected | m.Comm | m.Answer | m.Interrupt
-                    ):
+                    if isinstance(request, _IN_ORDER):
                         await self._answer(session, request)
                     else:
                         tasks.start_soon(self._answer, session, request)
@@ -134,6 +139,7 @@ class Agent:
         finally:
             self._sessions.discard(session)
             self._followers.pop(session, None)
+            self.runs.forget(session)
             self._forget(session)
 
     def _forget(self, session: LinkSession) -> None:
@@ -211,6 +217,7 @@ class Agent:
             case m.Limit():
                 self.watchdog.limit(idle=request.idle, time=request.time)
             case m.Stop():
+                self.runs.renounce(session)
                 self.watchdog.end(request.reason)
             case m.Describe():
                 return m.AgentInfo(
@@ -244,17 +251,22 @@ class Agent:
                 notebook=request.notebook,
                 title=title,
                 ledger=request.ledger,
-            ),
-            keep=request.detached or bool(request.label),
+                generation=kernel.generation,
+            )
         )
         if not request.detached:
             self._follow(run, session, 0, owns=True)
-        await kernel.execute(
-            request.run, request.code, request.inputs, request.count, request.allow_stdin
-        )
+        try:
+            await kernel.execute(
+                request.run, request.code, request.inputs, request.count, request.allow_stdin
+            )
+        except MlinfraError:
+            self.runs.collect(run)
+            raise
 
     def _follow(self, run: Run, session: LinkSession, after: int, *, owns: bool) -> None:
-        self._followers[session].start_soon(run.follow, run.admit(session, owns), after)
+        follower = run.admit(session, after, owns=owns)
+        self._followers[session].start_soon(run.follow, follower)
 
     def _attach(self, session: LinkSession, request: m.Attach) -> m.RunInfo:
         run = self.runs.find(request.run)
@@ -287,15 +299,25 @@ class Agent:
             self._arrived.set()
             self._arrived = anyio.Event()
 
+    async def _tell(self, record: m.Record) -> None:
+        """What belongs to no run goes to the kernel's client; one that is away must not hold the
+        kernel up."""
+        session = self._listeners.get(record.kernel)
+        if session is None:
+            return
+        data = m.encode(record)
+        with suppress(LinkClosed):
+            if session.status.state is State.CONNECTED:
+                await session.send(Channel.JOURNAL, data)
+            elif not session.send_nowait(Channel.JOURNAL, data):
+                logger.warning("A %s of no run is dropped: the client is away", record.msg_type)
+
     async def _publish(self, record: m.Record) -> None:
         """Take a message of a kernel: into its run's journal, or straight to the kernel's client
         if it belongs to no run."""
         run = self.runs.get(record.parent)
         if run is None:
-            session = self._listeners.get(record.kernel)
-            if session is not None:
-                with suppress(LinkClosed):
-                    await session.send(Channel.JOURNAL, m.encode(record))
+            await self._tell(record)
             return
         if record.msg_type == m.BEGUN:
             run.info.status = "running"
@@ -303,14 +325,7 @@ class Agent:
         await run.publish(record)
         if record.msg_type in (m.RESULT, m.DIED):
             self.watchdog.touch()
-            self.runs.ended(run, _status(record))
-
-
-def _status(record: m.Record) -> str:
-    """How a run ended, by its last message."""
-    if record.msg_type == m.DIED:
-        return "died"
-    return "done" if json.loads(record.content)["status"] == "ok" else "error"
+            self.runs.ended(run, record)
 
 
 async def run(folder: Path, config: Config, announce: Callable[[], None]) -> str:
@@ -340,6 +355,24 @@ async def run(folder: Path, config: Config, announce: Callable[[], None]) -> str
     with suppress(FileNotFoundError):
         (folder / ENDED).write_bytes(record)
     return reason
+
+
+def _make_sockets(folder: Path) -> Path:
+    """A folder for the sockets of kernels. Their addresses hold about 100 bytes, and the machine's
+    own folder may be too deep; but from there it is found, should the agent not end in order."""
+    remove_sockets(folder)
+    parent = tempfile.gettempdir()
+    sockets = Path(tempfile.mkdtemp(prefix="mlinfra-", dir=parent if len(parent) < 75 else "/tmp"))
+    (folder / _SOCKETS).symlink_to(sockets)
+    return sockets
+
+
+def remove_sockets(folder: Path) -> None:
+    """Remove what an agent that is gone has left outside of its folder."""
+    link = folder / _SOCKETS
+    if link.is_symlink():
+        shutil.rmtree(link.readlink(), ignore_errors=True)
+        link.unlink()
 
 
 async def _obey_signals(watchdog: Watchdog) -> None:

@@ -53,13 +53,21 @@ class Journal:
         self._fd = -1
 
     @classmethod
-    def recover(cls, folder: Path) -> Journal:
-        """The journal that another process left, to be read."""
-        journal = cls(folder)
+    def recover(cls, folder: Path, limit: int = LIMIT) -> Journal:
+        """The journal that another process left. What a crash cut off is removed."""
+        journal = cls(folder, limit)
         for path in sorted(folder.glob("*.records")):
-            first = int(path.stem)
-            journal.last = first - 1 + sum(1 for _ in _records(path.read_bytes()))
-            journal._segments.append(_Segment(first, path, journal.last, path.stat().st_size))
+            first, size = int(path.stem), 0
+            for record in _records(path.read_bytes()):
+                size += _HEADER.size + len(record)
+                journal.last = first
+                first += 1
+            if size:
+                os.truncate(path, size)
+                journal._segments.append(_Segment(int(path.stem), path, journal.last, size))
+                journal._size += size
+            else:
+                path.unlink()
         return journal
 
     def append(self, record: bytes) -> int:
@@ -77,9 +85,11 @@ class Journal:
         return self.last
 
     @property
-    def full(self) -> bool:
-        """Whether the next records push out older ones."""
-        return self._size > self._limit
+    def endangered(self) -> int:
+        """Number of the last record that the next ones may push out; 0 for none."""
+        if self._size <= self._limit or len(self._segments) < 2:
+            return 0
+        return self._segments[1].last
 
     def _next_segment(self) -> None:
         if self._fd >= 0:

@@ -5,14 +5,13 @@ The sockets are unix sockets in a private directory: nothing listens on the netw
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
@@ -29,14 +28,26 @@ import zmq.asyncio
 from jupyter_client.session import Session
 
 from mlinfra_sdk.errors import KernelDied
-from mlinfra_sdk.worker.messages import BEGUN, DIED, HANDLED, INPUT, JOBS_VARIABLE, RESULT, Record
+from mlinfra_sdk.worker.messages import (
+    ASKING,
+    BEGUN,
+    DIED,
+    HANDLED,
+    INPUT,
+    JOBS_VARIABLE,
+    RESULT,
+    Record,
+)
 
+_LAST_WORDS = 30.0
+"""Seconds within which what a kernel published before its end must have been taken."""
 _NOTICED = 0.2
 """Seconds within which a kernel surely notices a signal."""
 START_LIMIT = 60.0
 """Seconds within which a kernel must answer."""
 
 _OWN_MESSAGES = frozenset({"status", "execute_input", "iopub_welcome", "shutdown_reply"})
+_numbers = itertools.count(1)
 _IDENTITY = b"mlinfra-agent"
 
 Publish = Callable[[Record], Awaitable[None]]
@@ -49,7 +60,12 @@ class KernelHost:
     """
 
     def __init__(
-        self, name: str, env: Mapping[str, str], tasks: anyio.abc.TaskGroup, publish: Publish
+        self,
+        name: str,
+        sockets: Path,
+        env: Mapping[str, str],
+        tasks: anyio.abc.TaskGroup,
+        publish: Publish,
     ) -> None:
         self.name = name
         self.cwd = ""
@@ -58,6 +74,7 @@ class KernelHost:
         """The run that has been handed to the kernel and has not ended, and those that wait."""
         self.handling: set[str] = set()
         """Comm messages that have been handed to the kernel and have not been handled."""
+        self._sockets = sockets
         self._env = env
         self._tasks = tasks
         self._publish = publish
@@ -88,6 +105,8 @@ class KernelHost:
         """Start the kernel's process if it does not run. Raises :class:`KernelDied`."""
         async with self._lock:
             if not self.alive:
+                if self._process is not None:
+                    await self._process.ended.wait()
                 await self._start()
 
     async def restart(self) -> None:
@@ -103,7 +122,7 @@ class KernelHost:
 
     async def _start(self) -> None:
         self.generation += 1
-        process = _Process(self._env, self.cwd)
+        process = _Process(self._sockets, self._env, self.cwd)
         self._process = process
         self._tasks.start_soon(self._pump, process)
         await process.wait_ready()
@@ -127,16 +146,17 @@ class KernelHost:
 
     async def _begin(self, job: _Job) -> None:
         self._current = job.run
+        await self._publish(Record(self.name, job.run, 0, BEGUN))
         metadata = {"mlinfra": {"op": "cell", "count": job.count}}
         await self._execute(job.run, job.code, metadata, [job.inputs], stdin=job.stdin)
-        await self._publish(Record(self.name, job.run, 0, BEGUN))
 
     async def withdraw(self, run: str) -> bool:
         """Take a run out of the queue; False if it does not wait there."""
         for job in self._queue:
             if job.run == run:
                 self._queue.remove(job)
-                content = json.dumps({"reason": "The run was cancelled before it began."})
+                reason = "The run was cancelled before it began."
+                content = json.dumps({"reason": reason, "status": "cancelled"})
                 await self._emit(run, DIED, content.encode(), b"{}", [])
                 return True
         return False
@@ -214,19 +234,20 @@ class KernelHost:
             pumps.start_soon(self._pump_stdin, process)
             returncode = await process.wait()
             # What it published before it died is still on its way through the socket.
-            with anyio.move_on_after(0.5):
+            with anyio.move_on_after(_LAST_WORDS):
                 while await process.iopub.poll(100):
                     await anyio.sleep(0.01)
             pumps.cancel_scope.cancel()
         process.close()
         if self._process is process:
             await self._died(_explain(returncode))
+        process.ended.set()
 
     async def _died(self, reason: str) -> None:
-        content = json.dumps({"reason": reason}).encode()
+        content = json.dumps({"reason": reason, "generation": self.generation}).encode()
         for waiter in list(self._evaluations.values()):
             waiter.finish(Record(self.name, "", 0, DIED, content))
-        runs = sorted(self.running | self.handling) or [""]
+        runs = ["", *sorted(self.running | self.handling)]
         self.running.clear()
         self.handling.clear()
         self._queue.clear()
@@ -240,6 +261,8 @@ class KernelHost:
             msg_type = json.loads(header)["msg_type"]
             if msg_type == "iopub_welcome":
                 process.welcomed.set()
+            elif msg_type == ASKING:
+                process.asking.release()
             elif msg_type not in _OWN_MESSAGES:
                 run = json.loads(parent).get("msg_id", "")
                 waiter = self._evaluations.get(run)
@@ -253,6 +276,7 @@ class KernelHost:
             header, parent, _, content, *_ = await process.receive_stdin()
             if json.loads(header)["msg_type"] == "input_request":
                 run = json.loads(parent).get("msg_id", "")
+                await process.asking.acquire()
                 await self._emit(run, INPUT, content, b"{}", [])
 
     async def _emit(
@@ -266,7 +290,9 @@ class KernelHost:
             if run == self._current:
                 self._current = None
                 if self._queue:
-                    await self._begin(self._queue.popleft())
+                    # If its process is gone by now, all that wait are about to be told.
+                    with suppress(KernelDied):
+                        await self._begin(self._queue.popleft())
 
 
 @dataclass(frozen=True)
@@ -294,10 +320,10 @@ class _Waiter:
 class _Process:
     """One kernel process and its sockets."""
 
-    def __init__(self, env: Mapping[str, str], cwd: str) -> None:
-        # Socket addresses hold about 100 bytes: the state directory may be too deep.
-        self._folder = Path(tempfile.mkdtemp(prefix="mlinfra-"))
+    def __init__(self, sockets: Path, env: Mapping[str, str], cwd: str) -> None:
+        self._place = f"{sockets}/{next(_numbers)}"
         self.welcomed = anyio.Event()
+        self.asking = anyio.Semaphore(0)
         self.ended = anyio.Event()
         self._ready = anyio.Event()
         self._alive = True
@@ -332,13 +358,13 @@ class _Process:
 
     def _address(self, channel: str) -> str:
         numbers = {"shell": 1, "iopub": 2, "stdin": 3, "control": 4, "hb": 5, "jobs": 6}
-        return f"ipc://{self._folder}/k-{numbers[channel]}"
+        return f"ipc://{self._place}-{numbers[channel]}"
 
     def _connection_file(self, key: str) -> Path:
-        path = self._folder / "kernel.json"
+        path = Path(f"{self._place}-kernel.json")
         info = {
             "transport": "ipc",
-            "ip": f"{self._folder}/k",
+            "ip": self._place,
             "key": key,
             "signature_scheme": "hmac-sha256",
             "kernel_name": "mlinfra",
@@ -411,8 +437,8 @@ class _Process:
     def close(self) -> None:
         self.kill()
         self._context.destroy(linger=0)
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self.ended.set()
+        for path in Path(self._place).parent.glob(f"{Path(self._place).name}-*"):
+            path.unlink(missing_ok=True)
 
     async def send(
         self,

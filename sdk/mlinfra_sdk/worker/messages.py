@@ -61,8 +61,7 @@ class Execute(Request):
 
 class Evaluate(Request):
     """Have the kernel answer a question about its variables: ``fetch`` (one token) or ``values``
-    (names), or ``forget`` what its client knows of them, for another client. Answered with encoded
-    :class:`mlinfra_sdk.namespace.delta.Outputs`."""
+    (names). Answered with encoded :class:`mlinfra_sdk.namespace.delta.Outputs`."""
 
     kernel: str
     what: str
@@ -215,11 +214,14 @@ class RunInfo(msgspec.Struct, omit_defaults=True):
     notebook: str = ""
     title: str = ""
     status: str = "queued"
-    """``queued``, ``running``, ``done``, ``error``, ``died`` or ``lost`` (with the agent)."""
+    """``queued``, ``running``, ``done``, ``error``, ``died`` (with its kernel), ``lost`` (with the
+    agent) or ``cancelled`` (before it began)."""
     ended: float = 0.0
     messages: int = 0
     followed: bool = False
     ledger: int = 0
+    generation: int = 0
+    """Which process of its kernel it was given to."""
 
 
 class AgentInfo(msgspec.Struct, omit_defaults=True):
@@ -236,8 +238,8 @@ class AgentInfo(msgspec.Struct, omit_defaults=True):
 class Record(msgspec.Struct, array_like=True):
     """One message of a kernel, numbered within its run.
 
-    ``msg_type`` is Jupyter's, or one of :data:`RESULT`, :data:`DIED`, :data:`INPUT`,
-    :data:`HANDLED`.
+    ``msg_type`` is Jupyter's, or one of :data:`RESULT`, :data:`DIED`, :data:`LEFT`,
+    :data:`INPUT`, :data:`HANDLED`.
     ``parent`` is the run that the message belongs to, or a front end's comm message.
     """
 
@@ -254,9 +256,16 @@ RESULT = "mlinfra_result"
 """The end of a run: content is the execute reply, the one buffer its encoded Outputs."""
 
 DIED = "mlinfra_died"
-"""The kernel's process ended: content is ``{"reason": text}``."""
+"""The end of a run without a result: content is ``{"reason": text}``, and the ``generation`` of the
+kernel's process if that has ended; also sent without a run, to the kernel's client."""
+
+LEFT = "mlinfra_left"
+"""A client is sent nothing more of a run: content is ``{"reason": text}``."""
 
 INPUT = "input_request"
+
+ASKING = "mlinfra_asking"
+"""From a kernel to its agent: an input request comes, after all outputs up to here."""
 
 HANDLED = "mlinfra_handled"
 """The end of a comm message: the kernel has handled it."""
