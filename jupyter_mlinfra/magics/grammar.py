@@ -139,17 +139,24 @@ def _bare(word: str, words: list[str], place: str, origin: str) -> str:
         raise _malformed(word, origin, f"on={word}")
     if word.partition(":")[0].upper() in spec.GPU.suggestions():
         raise _malformed(word, origin, f"gpu={word}")
-    spec.parse({word.lstrip("-"): "yes"}, place=place, origin=origin)
-    raise _malformed(word, origin, word.lstrip("-"))
+    name = word.lstrip("-")
+    if name in SETTINGS and SETTINGS[name].kind is not spec.FLAG:
+        raise _malformed(word, origin, SETTINGS[name].example)
+    spec.parse({name: "yes"}, place=place, origin=origin)
+    raise _malformed(word, origin, name)
 
 
 def _written_with_spaces(words: list[str]) -> str:
-    """``gpu=A10`` for the words ``gpu = A10`` (also ``gpu =A10`` and ``gpu= A10``)."""
+    """``gpu=A10`` for the words ``gpu = A10`` (also ``gpu =A10``, ``gpu= A10`` and ``gpu A10``)."""
     for position, word in enumerate(words):
         joined = "".join(words[position : position + 3])
         following = words[position + 1 : position + 2]
-        if word in SETTINGS and following and following[0].startswith("="):
+        if word not in SETTINGS or not following:
+            continue
+        if following[0].startswith("="):
             return joined if following == ["="] else word + following[0]
+        if "=" not in following[0] and following[0] not in SETTINGS:
+            return f"{word}={following[0]}"
     return ""
 
 

@@ -34,7 +34,10 @@ def show_status(resolved: Resolved, session: Session | None) -> None:
             cost = session.ledger.cost(machine.id)
             python, so_far = agent.versions["Python"], units.format_usd(cost.total)
             print(f"  up {up}, {state}, Python {python}, {so_far} so far")
-        print(f"  it ends by itself ({machine.provider.capabilities.hard_stop}-enforced)")
+        latest = session.request.time
+        at_most = f", and {units.format_duration(latest)} after its start" if latest else ""
+        idle = units.format_duration(session.request.idle)
+        print(f"  it stops by itself after {idle} without work{at_most}")
     print()
     show_settings(resolved)
 

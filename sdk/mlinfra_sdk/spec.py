@@ -358,7 +358,7 @@ def _as_text(value: object) -> str | None:
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A sentence naming the known word that is closest, or nothing."""
     lowered = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.7)
     return f" Did you mean {lowered[close[0]]!r}?" if close else ""
 
 
@@ -457,7 +457,7 @@ def _line_of(text: str, key: str, header: str | None) -> str:
 def describe(place: str) -> str:
     """A plain-text table of the settings that ``place`` accepts: key, default, meaning, example."""
     rows = [
-        (setting.name, setting.kind.show(setting.default), setting.help, setting.example)
+        (setting.name, setting.kind.show(setting.default) or "none", setting.help, setting.example)
         for setting in SETTINGS.values()
         if place in setting.where
     ]

@@ -28,6 +28,8 @@ def test_a_cell_line() -> None:
         ("gpu = A10", "Write gpu=A10, without spaces"),
         ("gpu =A10", "Write gpu=A10, without spaces"),
         ("gpu= A10", "Write gpu=A10"),
+        ("gpu A10", "Write gpu=A10, without spaces"),
+        ("--gpu", "Write gpu=A10:2"),
         ("A10:2", "Write gpu=A10:2"),
         ("local", "Write on=local"),
         ("--gpu=A10", "Write gpu=A10"),
