@@ -60,8 +60,9 @@ class Cells:
         try:
             result = execute()
             status = self._take(result, card)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             status = "interrupted"
+            _show_without_frames(error)
             raise
         except RunDetached:
             status = "detached"
@@ -162,6 +163,12 @@ def _finish(session: Session, frontend: Frontend, card: RunState | None, phase: 
         card.rate = session.machine.offer.price.micro_per_hour
     card.enter(phase)
     frontend.show()
+
+
+def _show_without_frames(error: KeyboardInterrupt) -> None:
+    """It came while the machine was starting, say: all frames are ours and help no user."""
+    lines = ["\x1b[31mKeyboardInterrupt\x1b[39m"]
+    error._render_traceback_ = lambda: lines  # type: ignore[attr-defined]
 
 
 def mark_as_shown(error: BaseException, traceback: list[str]) -> None:
