@@ -218,8 +218,10 @@ class Session:
     def abandon(self) -> None:
         """In a forked child: the machine is the parent's, the next run starts another one."""
         self._lock = threading.RLock()
-        self._machine = self._client = self._ledger = None
-        self._generation = 0
+        self._machine = self._client = self._ledger = self._death = None
+        self._name = ""
+        self._generation = self._former = 0
+        self._backgrounds.clear()
         self._local.forget("it belongs to the parent process")
 
     def __enter__(self) -> Session:
