@@ -30,9 +30,10 @@ from mlinfra_sdk.errors import MlinfraError
 from mlinfra_sdk.namespace.delta import Inputs, Outputs
 from mlinfra_sdk.namespace.sync import WorkerNamespace
 from mlinfra_sdk.objects.store import ChunkStore
-from mlinfra_sdk.worker.interrupts import Interrupts
 from mlinfra_sdk.worker import forks
+from mlinfra_sdk.worker.interrupts import Interrupts
 from mlinfra_sdk.worker.messages import (
+    ASKING,
     HANDLED,
     JOBS_VARIABLE,
     RESULT,
@@ -183,8 +184,6 @@ class WorkerKernel(IPythonKernel):
             outputs = self._namespace.fetch(job.arguments[0])
         elif job.op == "values":
             outputs = self._namespace.values(job.arguments)
-        elif job.op == "forget":
-            self._namespace.forget()
         return {"status": "ok"}, outputs
 
     async def _run_cell(
@@ -228,6 +227,15 @@ class WorkerKernel(IPythonKernel):
             parent=self.get_parent("shell"),
             ident=self._topic("error"),
         )
+
+    def _input_request(self, *args: Any, **kwargs: Any) -> str:
+        """Say so on iopub first: the request itself could overtake outputs before it."""
+        _flush()
+        session: Any = self.session
+        parent = self.get_parent("shell")
+        session.send(self.iopub_socket, ASKING, {}, parent=parent, ident=self._topic(ASKING))
+        text: str = super()._input_request(*args, **kwargs)
+        return text
 
     def _publish_result(self, content: dict[str, Any], outputs: Outputs) -> None:
         """On iopub, so that it comes after everything that the cell published."""
