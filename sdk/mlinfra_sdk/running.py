@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
 import queue
 import re
+import signal
+import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import anyio
@@ -66,7 +69,8 @@ class Running:
         self.name = name
         self._portal = portal
         self._publish = publish
-        self._queue: queue.SimpleQueue[Record | BaseException] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Record | BaseException | None] = queue.SimpleQueue()
+        self._interrupted = False
         self._put = self._taken = 0
         self._blocked = False
         self._room = anyio.Event()
@@ -119,6 +123,11 @@ class Running:
 
         request.add_done_callback(refused)
 
+    def interrupt(self) -> None:
+        """Have :meth:`wait` raise KeyboardInterrupt, before it takes the next record."""
+        self._interrupted = True
+        self._queue.put(None)
+
     def _take(self, record: Record) -> None:
         """The front end has a record now. Waking the portal's thread costs more than most cells'
         other work, so it is done only when that waits for room."""
@@ -142,11 +151,21 @@ class Running:
         May be called again after an interrupt. ``ask`` handles an input request, ``tick`` is
         called every so many seconds. With ``last`` only up to the message of this number.
         """
+        due = time.monotonic() + every
         while True:
-            try:
-                item = self._queue.get(timeout=every)
-            except queue.Empty:
+            if self._interrupted:
+                self._interrupted = False
+                raise KeyboardInterrupt
+            wait = due - time.monotonic()
+            if wait <= 0:
                 tick()
+                due = time.monotonic() + every
+                continue
+            try:
+                item = self._queue.get(timeout=wait)
+            except queue.Empty:
+                continue
+            if item is None:
                 continue
             if isinstance(item, BaseException):
                 raise item
@@ -168,7 +187,8 @@ def follow(client: AgentClient, kernel: str, run: Running, frontend: Frontend) -
     second one leaves the run."""
 
     def ask(content: dict[str, Any]) -> None:
-        text = frontend.ask(content["prompt"], bool(content["password"]))
+        with _handler(signal.default_int_handler):
+            text = frontend.ask(content["prompt"], bool(content["password"]))
         client.send(m.Answer(client.next_id(), kernel, text))
 
     interrupted = 0.0
@@ -189,15 +209,35 @@ def follow(client: AgentClient, kernel: str, run: Running, frontend: Frontend) -
             )
         frontend.tick()
 
-    while True:
-        try:
-            return run.wait(ask, tick)
-        except KeyboardInterrupt:
-            if interrupted:
-                run.leave()
-                raise
-            interrupted = time.monotonic()
-            client.send(m.Interrupt(client.next_id(), kernel))
+    # Raised in the midst of publishing, an interrupt would lose a message.
+    with _handler(lambda number, frame: run.interrupt()):
+        while True:
+            try:
+                end = run.wait(ask, tick)
+            except KeyboardInterrupt:
+                if interrupted:
+                    run.leave()
+                    raise
+                interrupted = time.monotonic()
+                client.send(m.Interrupt(client.next_id(), kernel))
+                continue
+            if cut_off:
+                frontend.phase("running")
+            return end
+
+
+@contextlib.contextmanager
+def _handler(handler: Callable[[int, Any], Any]) -> Iterator[None]:
+    """What Ctrl-C does for a while, unless something else than Python decides that."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _size(record: Record) -> int:

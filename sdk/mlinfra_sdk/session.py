@@ -32,7 +32,6 @@ from mlinfra_sdk.errors import (
 from mlinfra_sdk.frontend import Console, Frontend
 from mlinfra_sdk.jobs import Background, RunHandle
 from mlinfra_sdk.ledger import Ledger
-from mlinfra_sdk.link.wire import Wire
 from mlinfra_sdk.machines import lifecycle, versions
 from mlinfra_sdk.machines.client import AgentClient
 from mlinfra_sdk.machines.lifecycle import LiveMachine
@@ -758,19 +757,19 @@ class Session:
         return client
 
     def _open_client(self, machine: LiveMachine) -> AgentClient:
-        async def wire() -> Wire:
-            try:
-                return await machine.provider.connect(machine.handle)
-            except LinkError:
-                status = await machine.provider.status(machine.handle)
-                if status.alive:
-                    raise
-                raise LinkClosed(
-                    f"The machine {machine.name} has ended: {status.reason}."
-                ) from None
+        async def check() -> None:
+            status = await machine.provider.status(machine.handle)
+            if not status.alive:
+                raise LinkClosed(f"The machine {machine.name} has ended: {status.reason}.")
 
-        secret = portal().call(machine.provider.secret(machine.handle))
-        return AgentClient.open(portal(), wire, secret, self._store, self.request.reconnect)
+        return AgentClient.open(
+            portal(),
+            lambda: machine.provider.connect(machine.handle),
+            portal().call(machine.provider.secret(machine.handle)),
+            self._store,
+            self.request.reconnect,
+            check,
+        )
 
     def _disconnect(self, reason: str) -> None:
         client, self._client = self._client, None

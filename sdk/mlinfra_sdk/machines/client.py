@@ -28,6 +28,8 @@ from mlinfra_sdk.worker import messages as m
 
 T = TypeVar("T")
 
+_CHECK_EVERY = 5.0
+"""Seconds between questions to the provider whether the machine lives."""
 _REMEMBERED_SINKS = 64
 
 Sink = Callable[[m.Record], Awaitable[None]]
@@ -45,6 +47,8 @@ class AgentClient:
         self._portal = portal
         self._store = store
         self._timing = Timing(give_up=give_up)
+        self._tries = 0
+        """Wires that were opened since the link was last connected."""
         self.status: Status | None = None
         """The state of the link."""
         self._link: LinkSession | None = None
@@ -68,12 +72,16 @@ class AgentClient:
         secret: bytes,
         store: ChunkStore,
         give_up: float = 600.0,
+        check: Callable[[], Awaitable[None]] | None = None,
     ) -> AgentClient:
         """Connect; a link that is cut is mended until ``give_up`` seconds have passed.
 
-        Raises :class:`mlinfra_sdk.errors.LinkError`.
+        ``check`` is called now and then while that fails, to raise :class:`LinkClosed` if the
+        machine has ended. Raises :class:`mlinfra_sdk.errors.LinkError`.
         """
         client = cls(portal, store, give_up)
+        if check is not None:
+            factory = client._checked(factory, check)
         opened: concurrent.futures.Future[None] = concurrent.futures.Future()
         portal.start(client._serve(factory, secret, opened))
         try:
@@ -109,8 +117,26 @@ class AgentClient:
         finally:
             self._end(reason)
 
+    def _checked(
+        self, factory: Callable[[], Awaitable[Wire]], check: Callable[[], Awaitable[None]]
+    ) -> Callable[[], Awaitable[Wire]]:
+        next_check = 0.0
+
+        async def connect() -> Wire:
+            nonlocal next_check
+            # A wire may well be opened to a machine on which no agent runs any more.
+            if self._tries and anyio.current_time() >= next_check:
+                next_check = anyio.current_time() + _CHECK_EVERY
+                await check()
+            self._tries += 1
+            return await factory()
+
+        return connect
+
     def _take_status(self, status: Status) -> None:
         self.status = status
+        if status.state is State.CONNECTED:
+            self._tries = 0
 
     @property
     def cut_off(self) -> bool:

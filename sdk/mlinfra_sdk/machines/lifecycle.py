@@ -29,8 +29,11 @@ async def acquire(request: Request, name: str, ledger: Ledger) -> LiveMachine:
     for known in ledger.machines(active=True):
         if known.provider == provider.name and known.name == name and known.handle:
             handle = Handle.from_json(known.handle)
-            if (await provider.status(handle)).alive:
+            status = await provider.status(handle)
+            if status.alive:
                 return LiveMachine(known.id, name, provider, handle, _offer_of(known, request))
+            ledger.machine_stopped(known.id, reason=status.reason, at=status.ended_at)
+            await provider.stop(handle)
     offers = await provider.offers(request)
     if not offers:
         raise RequestError(f"on={request.on} offers nothing that fits.", hint="Ask for less.")
