@@ -37,6 +37,8 @@ class RunState:
     machine: str = ""
     run: str = ""
     """What ``%remote attach`` calls it."""
+    background: bool = False
+    """Whether other cells can run while it goes on."""
     notify: bool = False
     """Whether its end is worth a notification: nobody may be looking at the cell."""
     gpu: str = ""
@@ -86,6 +88,7 @@ class RunState:
             "target": self.target,
             "machine": self.machine,
             "run": self.run,
+            "background": self.background,
             "notify": self.notify and self.phase in ENDED,
             "gpu": self.gpu,
             "elapsed": round(elapsed, 6),

@@ -105,7 +105,7 @@ class Cells:
             _finish(session, frontend, card, "detached")
             return handle
         if card is not None:
-            card.notify = True
+            card.background = card.notify = True
         frontend.phase("running")
         self._background.append((handle, session, frontend, card))
         handle.when_done(self._soon)
@@ -178,11 +178,11 @@ def mark_as_shown(error: BaseException, traceback: list[str]) -> None:
 
 def _do_not_warn_of_exit(shell: Any) -> None:
     """Until the end of this cell: the machine's IPython has said how to exit."""
-    filters = warnings.filters[:]
-    warnings.filterwarnings("ignore", "To exit: use", UserWarning)
+    show = warnings.showwarning
+    warnings.showwarning = lambda *arguments, **named: None
 
     def restore(result: object) -> None:
-        warnings.filters[:] = filters  # type: ignore[index]
+        warnings.showwarning = show
         shell.events.unregister("post_run_cell", restore)
 
     shell.events.register("post_run_cell", restore)

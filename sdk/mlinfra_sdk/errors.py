@@ -107,7 +107,7 @@ class RemoteError(MlinfraError):
     """
 
     def __init__(self, ename: str, evalue: str, traceback: list[str]) -> None:
-        super().__init__(f"{ename}: {evalue}" if evalue else ename)
+        super().__init__(evalue)
         self.ename = ename
         self.evalue = evalue
         self.traceback = traceback

@@ -352,7 +352,7 @@ async def run(folder: Path, config: Config, announce: Callable[[], None]) -> str
             await agent.close()
         tasks.cancel_scope.cancel()
     record = msgspec.json.encode({"reason": reason, "at": time.time()})
-    with suppress(FileNotFoundError):
+    with suppress(OSError):  # the folder may be gone, the disk full
         (folder / ENDED).write_bytes(record)
     return reason
 
@@ -363,7 +363,11 @@ def _make_sockets(folder: Path) -> Path:
     remove_sockets(folder)
     parent = tempfile.gettempdir()
     sockets = Path(tempfile.mkdtemp(prefix="mlinfra-", dir=parent if len(parent) < 75 else "/tmp"))
-    (folder / _SOCKETS).symlink_to(sockets)
+    try:
+        (folder / _SOCKETS).symlink_to(sockets)
+    except OSError:
+        sockets.rmdir()
+        raise
     return sockets
 
 
