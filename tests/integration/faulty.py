@@ -73,8 +73,9 @@ class Work:
 
     @property
     def code(self) -> str:
-        return textwrap.dedent(
-            f"""
+        return (
+            textwrap.dedent(
+                f"""
             import comm as _comm, time as _time
             from IPython.display import display
             _channel = _comm.create_comm(target_name="test", data={{"name": {self.name!r}}})
@@ -87,7 +88,9 @@ class Work:
                     _channel.send({{"n": _n}}, buffers=[bytes([_n % 256]) * 3000])
                     _time.sleep({self.pause})
             """
-        ) + self.extra
+            )
+            + self.extra
+        )
 
     @property
     def total(self) -> int:
