@@ -40,6 +40,8 @@ class Plan:
     delay: float = 0.0
     rate: float = 0.0
     """Bytes per second and direction; 0 is unlimited."""
+    late: float = 0.0
+    """The client's side is cut after its first words, which reach the server so much later."""
 
 
 def random_cuts(seed: int, count: int, longest: int) -> Callable[[int], Plan]:
@@ -102,8 +104,19 @@ class ChaosProxy:
                 if self.down:
                     return
                 target = str(self.target or await _first_line(near))
+                words = b""
+                if plan.late:
+                    await anyio.wait_readable(near)
+                    words = near.recv(_CHUNK)
+                    near.close()
+                    self.cuts += 1
+                    await anyio.sleep(plan.late)
                 far.connect(target)
                 far.setblocking(False)
+                if plan.late:
+                    far.send(words)
+                    await anyio.sleep(plan.late)
+                    return
                 async with anyio.create_task_group() as tasks:
                     self._live.add(tasks.cancel_scope)
                     tasks.start_soon(self._carry, near, far, plan, UP, tasks.cancel_scope)
