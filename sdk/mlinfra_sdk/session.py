@@ -368,7 +368,11 @@ class Session:
         """What runs, waits or has ended on the machine and has not been collected."""
         with self._lock:
             client = self._connect()
-            return client.ask(m.ListRuns(client.next_id()), list[m.RunInfo])
+            try:
+                return client.ask(m.ListRuns(client.next_id()), list[m.RunInfo])
+            except LinkClosed:  # the machine has just ended; another one may know them
+                client = self._connect()
+                return client.ask(m.ListRuns(client.next_id()), list[m.RunInfo])
 
     def cancel(self, run: str) -> None:
         """Interrupt a run, or take it out of the queue."""
@@ -381,8 +385,8 @@ class Session:
         end its variables. From then on its kernel is this session's."""
         frontend = frontend or Console()
         with self._lock:
-            client = self._connect()
             info = self._find_run(run)
+            client = self._connect()
             following = Running(info.run, portal(), frontend.publish)
             frontend.begun(info.label or info.run)
             frontend.phase("running")
@@ -400,7 +404,6 @@ class Session:
     def watch(self, run: str, publish: Callable[[m.Record], None], *, until_end: bool) -> None:
         """Show what a run has published, and with ``until_end`` what it still will."""
         with self._lock:
-            self._connect()
             info = self._find_run(run)
             machine = self._machine
         if machine is None or (not info.messages and not until_end):
@@ -677,21 +680,10 @@ class Session:
 
     def _ready(self, frontend: Frontend) -> AgentClient:
         """A connection to the machine, with a kernel that runs."""
-        client = self._client
         death, self._death = self._death, None
         if death is not None:
             self._kernel_died(death)
-        if client is not None and client.cut_off:
-            # Nothing is sent to a machine that may be gone: it would be in doubt what it has done.
-            frontend.phase("reconnecting")
-            while client.cut_off and client.closed is None:
-                time.sleep(0.02)
-        if client is not None and client.closed is not None:
-            self._account_for_the_lost(frontend)
-            client = None
-        if client is None:
-            frontend.phase("start")
-            client = self._connect()
+        client = self._connect(frontend)
         if not self._generation:
             frontend.phase("start")
             cwd = os.getcwd() if self._shared_store else ""
@@ -726,9 +718,19 @@ class Session:
         self._generation = self._former = 0
         self._local.forget(reason)
 
-    def _connect(self) -> AgentClient:
-        if self._client is not None and self._client.closed is None:
-            return self._client
+    def _connect(self, frontend: Frontend | None = None) -> AgentClient:
+        frontend = frontend or Console()
+        client = self._client
+        if client is not None and client.cut_off:
+            # Nothing is sent to a machine that may be gone: it would be in doubt what it has done.
+            frontend.phase("reconnecting")
+            while client.cut_off and client.closed is None:
+                time.sleep(0.02)
+        if client is not None and client.closed is None:
+            return client
+        frontend.phase("start")
+        if client is not None:
+            self._account_for_the_lost(frontend)
         with contextlib.suppress(MlinfraError, OSError):
             self._store.collect_garbage(_STORE_LIMIT)
         # The next machine has the same name: it takes over runs that this one may leave behind.
