@@ -1,4 +1,4 @@
-"""Run the benchmarks and write their report: `python -m benchmarks [cells] [arrays] [link]`."""
+"""Run the benchmarks and write their report: `python -m benchmarks [SUITE ...]`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.harness import Figure, machine, say
 
-SUITES = ("cells", "arrays", "link")
+SUITES = ("cells", "arrays", "link", "transparency")
 RESULTS = Path(__file__).parent / "results"
 
 

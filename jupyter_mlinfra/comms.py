@@ -7,7 +7,9 @@ is kept here too.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, Protocol
 
 from ipykernel.jsonutil import json_clean
@@ -60,6 +62,7 @@ class RemoteComm:
         state = data.get("state")
         if not isinstance(state, dict) or data.get("method", "update") != "update":
             return
+        _twins_follow(self.comm_id, data, buffers)
         for name in state:
             for path in [path for path in self.buffers if path[0] == name]:
                 del self.buffers[path]
@@ -96,11 +99,13 @@ class RemoteComms:
             self._kernel.comm_manager.register_comm(comm)
             if comm.target_name == _WIDGET:
                 _Control.install(self._kernel.comm_manager)
-        elif comm_id in self._comms:
-            if msg_type == "comm_close":
-                self._drop(comm_id)
-            else:
-                self._comms[comm_id].update(content.get("data", {}), buffers)
+        elif comm_id not in self._comms:  # from the twin of a widget that was made here
+            if msg_type == "comm_msg" and content.get("data", {}).get("method") == "update":
+                _twins_follow(comm_id, content["data"], buffers)
+        elif msg_type == "comm_close":
+            self._drop(comm_id)
+        else:
+            self._comms[comm_id].update(content.get("data", {}), buffers)
 
     def _drop(self, comm_id: str) -> None:
         comm = self._comms.pop(comm_id, None)
@@ -108,9 +113,14 @@ class RemoteComms:
             self._kernel.comm_manager.unregister_comm(comm)
 
     def close(self) -> None:
-        """The machine's kernel is gone, and its comms with it."""
+        """The machine's kernel is gone, and its comms with it. The front end's messages go to the
+        widgets' twins from now on."""
         for comm_id in list(self._comms):
             self._drop(comm_id)
+            twins = _twins()
+            twin = twins.find(comm_id) if twins is not None else None
+            if twin is not None:
+                self._kernel.comm_manager.register_comm(twin.comm)
 
     def forward(self, msg_type: str, msg: dict[str, Any]) -> None:
         """Pass a message of the front end on, and wait until the machine has handled it: the front
@@ -137,6 +147,17 @@ class RemoteComms:
             ident=self._kernel._topic(record.msg_type),
             buffers=record.buffers or None,
         )
+
+
+def _twins() -> ModuleType | None:
+    """Where the twins of remote widgets are known, if there are any."""
+    return sys.modules.get("mlinfra_sdk.objects.reducers_widgets")
+
+
+def _twins_follow(comm_id: str, data: dict[str, Any], buffers: list[Any]) -> None:
+    twins = _twins()
+    if twins is not None:
+        twins.follow(comm_id, data["state"], data.get("buffer_paths", []), buffers)
 
 
 class _Control:

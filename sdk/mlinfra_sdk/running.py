@@ -187,7 +187,7 @@ def follow(client: AgentClient, kernel: str, run: Running, frontend: Frontend) -
     second one leaves the run."""
 
     def ask(content: dict[str, Any]) -> None:
-        with _handler(signal.default_int_handler):
+        with interrupts_raised():
             text = frontend.ask(content["prompt"], bool(content["password"]))
         client.send(m.Answer(client.next_id(), kernel, text))
 
@@ -210,7 +210,7 @@ def follow(client: AgentClient, kernel: str, run: Running, frontend: Frontend) -
         frontend.tick()
 
     # Raised in the midst of publishing, an interrupt would lose a message.
-    with _handler(lambda number, frame: run.interrupt()):
+    with interrupts_held(run):
         while True:
             try:
                 end = run.wait(ask, tick)
@@ -224,6 +224,16 @@ def follow(client: AgentClient, kernel: str, run: Running, frontend: Frontend) -
             if cut_off:
                 frontend.phase("running")
             return end
+
+
+def interrupts_held(run: Running) -> contextlib.AbstractContextManager[None]:
+    """Ctrl-C is noted for the next :meth:`Running.wait` in here, and raises nowhere else."""
+    return _handler(lambda number, frame: run.interrupt())
+
+
+def interrupts_raised() -> contextlib.AbstractContextManager[None]:
+    """Ctrl-C raises KeyboardInterrupt at once in here."""
+    return _handler(signal.default_int_handler)
 
 
 @contextlib.contextmanager
@@ -250,7 +260,7 @@ def exception_of(reply: Mapping[str, Any], error: BaseException | None) -> BaseE
         return error
     name, text = reply["ename"], reply["evalue"]
     if name == "KeyboardInterrupt":
-        return KeyboardInterrupt(text)
+        return KeyboardInterrupt(*filter(None, [text]))
     if name == "NotTransferable":
         return NotTransferable(text)
     kind = type(name, (RemoteError,), {"__module__": RemoteError.__module__})

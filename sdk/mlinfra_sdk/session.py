@@ -40,7 +40,15 @@ from mlinfra_sdk.namespace.analysis import CellNames, cell_names
 from mlinfra_sdk.namespace.delta import Inputs, Outputs
 from mlinfra_sdk.namespace.sync import LocalNamespace, RemoteValue, Report
 from mlinfra_sdk.objects.store import ChunkStore
-from mlinfra_sdk.running import Outcome, Result, Running, exception_of, follow
+from mlinfra_sdk.running import (
+    Outcome,
+    Result,
+    Running,
+    exception_of,
+    follow,
+    interrupts_held,
+    interrupts_raised,
+)
 from mlinfra_sdk.spec import Request
 from mlinfra_sdk.worker import messages as m
 
@@ -92,6 +100,8 @@ class Session:
         self._store = ChunkStore(paths.data_dir() / "store")
         self._name = ""
         self._machine: LiveMachine | None = None
+        self._synced = ""
+        """The machine that ``_kernel`` and the records of ``_local`` are about."""
         self._client: AgentClient | None = None
         self._kernel = ""
         self._generation = 0
@@ -218,7 +228,7 @@ class Session:
         """In a forked child: the machine is the parent's, the next run starts another one."""
         self._lock = threading.RLock()
         self._machine = self._client = self._ledger = self._death = None
-        self._name = ""
+        self._name = self._synced = ""
         self._generation = self._former = 0
         self._backgrounds.clear()
         self._local.forget("it belongs to the parent process")
@@ -395,11 +405,12 @@ class Session:
                 background.fail(RunDetached(f"The run {run} is shown where it was attached to."))
             client.listen(info.run, following.sink)
             client.send(m.Attach(client.next_id(), info.run, take=take)).result()
-            if self._kernel != info.kernel:
-                self._local.forget("this session has turned to another kernel")
-                self._kernel, self._generation = info.kernel, 0
-            outcome = self._until_end(client, following, frontend, info.ledger)
-            return self._take_over(client, info, outcome)
+            with interrupts_held(following):
+                if self._kernel != info.kernel:
+                    self._local.forget("this session has turned to another kernel")
+                    self._kernel, self._generation = info.kernel, 0
+                outcome = self._until_end(client, following, frontend, info.ledger)
+                return self._take_over(client, info, outcome)
 
     def watch(self, run: str, publish: Callable[[m.Record], None], *, until_end: bool) -> None:
         """Show what a run has published, and with ``until_end`` what it still will."""
@@ -586,22 +597,24 @@ class Session:
         began = time.monotonic()
         status = "lost"
         sent = sorted({name for group in inputs.groups for name in group.names})
-        try:
-            frontend.begun(run.name)
-            frontend.phase("running")
-            self._submit(client, run, code, inputs, count, frontend, ledger_run)
-            self._open_run(ledger_run, kind, cell)  # while the machine is at work
-            outcome = self._until_end(client, run, frontend, 0)
-            result = self._finish(client, outcome, self._local.apply)
-            client.send(m.Collected(client.next_id(), run.name))
-            status = _status_of(result)
-        except (RunDetached, KeyboardInterrupt):
-            status = ""  # it goes on over there, and whoever collects it closes it
-            raise
-        finally:
-            up, down = client.bytes_sent - before[0], client.bytes_received - before[1]
-            if status:
-                self._close_run(ledger_run, status, time.monotonic() - began, up, down)
+        # What has begun on the machine is also ended there: an interrupt waits for its turn.
+        with interrupts_held(run):
+            try:
+                frontend.begun(run.name)
+                frontend.phase("running")
+                self._submit(client, run, code, inputs, count, frontend, ledger_run)
+                self._open_run(ledger_run, kind, cell)  # while the machine is at work
+                outcome = self._until_end(client, run, frontend, 0)
+                result = self._finish(client, outcome, self._local.apply)
+                client.send(m.Collected(client.next_id(), run.name))
+                status = _status_of(result)
+            except (RunDetached, KeyboardInterrupt):
+                status = ""  # it goes on over there, and whoever collects it closes it
+                raise
+            finally:
+                up, down = client.bytes_sent - before[0], client.bytes_received - before[1]
+                if status:
+                    self._close_run(ledger_run, status, time.monotonic() - began, up, down)
         report = result.report
         frontend.moved(sent, [*report.changed, *report.remote], up, down)
         return result
@@ -651,7 +664,8 @@ class Session:
         """Take over what the run changed."""
         outputs = _decode_outputs(outcome.outputs)
         if not self._shared_store:
-            client.download(outputs.digests())
+            with interrupts_raised():
+                client.download(outputs.digests())
         report = apply(outputs)
         reply = outcome.reply
         report.warnings[:0] = reply.get("warnings", [])
@@ -736,6 +750,8 @@ class Session:
         # The next machine has the same name: it takes over runs that this one may leave behind.
         self._name = self._name or self.request.machine or _new_name(self.request.on)
         machine = portal().call(lifecycle.acquire(self.request, self._name, self.ledger))
+        self._machine = machine  # from now on closing this session stops it
+        lifetime.opened(self)
         client = self._open_client(machine)
         client.listen_to_rest(self._other)
         info = client.ask(m.Describe(client.next_id()), m.AgentInfo)
@@ -743,11 +759,12 @@ class Session:
             versions.check(machine.name, info)
         except VersionMismatch:
             client.close()
+            lifetime.closed(self)
+            self._machine = None
             portal().call(lifecycle.stop(machine, self.ledger, "its versions do not fit"))
             raise
-        again = self._machine is not None and self._machine.id == machine.id
-        self._machine, self._client = machine, client
-        lifetime.opened(self)
+        again = self._synced == machine.id
+        self._client, self._synced = client, machine.id
         self._shared_store = info.store == self._store.id
         self._former, self._generation = self._generation or self._former, 0
         if not again:

@@ -21,7 +21,6 @@ await withNotebook(NOTEBOOK, async notebook => {
   const errors = page.locator('.jp-RenderedText', { hasText: 'Traceback' });
   assert.equal(await errors.count(), 1);
   assert.equal(await page.locator('.progress-bar-success').count(), 1);
-  await notebook.screenshots(`quickstart-${APP}`);
 
   // The pictures in the README: from the training cell to the plot.
   await notebook.command('application:toggle-left-area');
@@ -34,7 +33,8 @@ await withNotebook(NOTEBOOK, async notebook => {
     const { x, y, width } = await first.boundingBox();
     const end = await last.boundingBox();
     const clip = { x, y, width, height: end.y + end.height - y };
-    const path = join(SCREENSHOTS, `readme-${theme.toLowerCase()}.png`);
+    const name = `quickstart-${APP}-${theme.toLowerCase()}.png`;
+    const path = join(SCREENSHOTS, name);
     await page.screenshot({ path, clip });
   }
 });

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import anyio
 import pytest
-from transparency import NAMES, WAYS, Run, compare, possible, run
+from transparency import NAMES, Run, Shares, compare, described, verdicts
 
-
-@pytest.fixture(scope="module")
-def local_runs() -> dict[str, Run]:
-    return {}
+_shares = Shares()
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(
-    ("way", "name"),
-    [(way, name) for way in WAYS for name in NAMES if way != "local" and possible(name, way)],
-)
-def test_outputs_are_those_of_a_local_run(
-    way: str, name: str, local_runs: dict[str, Run], tmp_path: Path
-) -> None:
-    if name not in local_runs:
-        local_runs[name] = run(name, "local", tmp_path / "local")
-    expected = local_runs[name]
-    verdicts = compare(expected, run(name, way, tmp_path / "other"))
-    wrong = [verdict for verdict in verdicts if verdict is not None]
-    assert not wrong, f"{len(wrong)} of {len(verdicts)} cells differ\n" + "\n".join(wrong)
+@pytest.mark.parametrize("name", NAMES)
+def test_outputs_are_those_of_a_local_run(name: str, tmp_path: Path) -> None:
+    found = anyio.run(verdicts, name, tmp_path)
+    _shares.add(found)
+    assert all(set(cells) == {None} for cells in found.values()), described(name, found)
+
+
+def test_nearly_all_cells_are_equal(capsys: pytest.CaptureFixture[str]) -> None:
+    """The promise is 99 %, over all the notebooks that have just run."""
+    with capsys.disabled():
+        print(f"\n{_shares}")
+    assert all(_shares.percent(way) >= 99 for way, total in _shares.total.items() if total)
 
 
 def test_the_comparison_sees_differences() -> None:

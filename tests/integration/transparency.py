@@ -1,9 +1,12 @@
-"""Runs one notebook locally and with its cells on a machine, and compares what a front end sees.
+"""Runs notebooks locally and with cells on a machine, and compares what a front end sees.
 
 The notebooks are in tests/notebooks/transparency: ``.ipy`` files with cells that begin with
 ``# %%``; ``# %% raises`` marks a cell that raises. What is compared, per cell: every message that
 a front end shows, in order (adjacent chunks of one stream are one), the execution count, and at
 the end the state of all widgets that are on display. The run card is not part of it.
+
+``python transparency.py [NAME ...]`` prints what differs; ``python -m benchmarks transparency``
+records the shares of equal cells beside those of ipyparallel's ``%%px``.
 """
 
 from __future__ import annotations
@@ -13,10 +16,12 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import anyio
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
@@ -32,8 +37,17 @@ WAYS = {
     "alternating from remote": lambda index: index % 2 == 0,
 }
 
-# Widgets stay in the kernel that made them; cells of the other side cannot use them.
-NEVER_ALTERNATING = {"widgets"}
+
+@dataclass(frozen=True)
+class Tool:
+    """What sends a cell to another kernel: its magic, and the cells before and after all others."""
+
+    magic: str
+    begin: str
+    end: str
+
+
+MLINFRA = Tool("%%remote", "%load_ext jupyter_mlinfra", "%remote stop")
 
 Event = dict[str, Any]
 
@@ -85,23 +99,18 @@ def _add_stream(events: list[Event], name: str, text: str) -> None:
         events.append({"type": "stream", "name": name, "text": text})
 
 
-def possible(name: str, way: str) -> bool:
-    return way == "remote" or name not in NEVER_ALTERNATING
-
-
-def run(name: str, way: str, directory: Path) -> Run:
+async def run(name: str, way: str, directory: Path, tool: Tool = MLINFRA) -> Run:
     """Execute the notebook in an empty directory with a home of its own."""
     sources = cells_of(name)
     notebook = nbformat.v4.new_notebook()
-    first = "%load_ext jupyter_mlinfra" if way != "local" else "pass"
+    first = tool.begin if way != "local" else "pass"
     notebook.cells.append(nbformat.v4.new_code_cell(first))
     for index, source in enumerate(sources):
         # The first line keeps the line numbers equal; a cell magic must be the first line.
-        local = "" if source.startswith("%%") else "#%%remote \n"
-        prefix = "%%remote\n" if WAYS[way](index) else local
+        local = "" if source.startswith("%%") else f"#{tool.magic}\n"
+        prefix = f"{tool.magic}\n" if WAYS[way](index) else local
         notebook.cells.append(nbformat.v4.new_code_cell(prefix + source))
-    stop = "%remote stop" if way != "local" else "pass"
-    notebook.cells.append(nbformat.v4.new_code_cell(stop))
+    notebook.cells.append(nbformat.v4.new_code_cell(tool.end if way != "local" else "pass"))
     work = directory / "work"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -111,13 +120,16 @@ def run(name: str, way: str, directory: Path) -> Run:
     environment["PYTHONPATH"] = os.pathsep.join((str(root), str(root / "sdk")))
     client = _Client(
         notebook,
-        timeout=100,
+        timeout=200,
         kernel_name="python3",
         allow_errors=True,
         store_widget_state=True,
         resources={"metadata": {"path": str(work)}},
     )
-    client.execute(env=environment)
+    await client.async_execute(env=environment)
+    failed = [event for event in client.events[0] if event["type"] == "error"]
+    if failed:
+        raise RuntimeError(f"{first}: {failed[0]['ename']}: {failed[0]['evalue']}")
     widgets = notebook.metadata.get("widgets", {}).get(_WIDGET_STATE, {}).get("state", {})
     events = client.events[1 : len(sources) + 1]
     return Run(sources, [_normal(cell) for cell in events], widgets)
@@ -237,27 +249,72 @@ def _indented(source: str) -> str:
     return "\n".join(f"    | {line}" for line in lines[:6] + ["..."] * (len(lines) > 6))
 
 
-def main(names: list[str]) -> None:
-    """``python transparency.py [NAME ...]``: print what differs and the share of equal cells."""
-    import tempfile
+Verdicts = dict[str, list[str | None]]
 
-    for way in list(WAYS)[1:]:
-        equal = total = 0
-        for name in names or NAMES:
-            if not possible(name, way):
-                continue
-            with tempfile.TemporaryDirectory() as directory:
-                local = run(name, "local", Path(directory, "local"))
-                try:
-                    verdicts = compare(local, run(name, way, Path(directory, "other")))
-                except (CellExecutionError, RuntimeError) as error:
-                    verdicts = [str(error)] * len(local.cells)
-            wrong = [verdict for verdict in verdicts if verdict is not None]
-            equal += len(verdicts) - len(wrong)
-            total += len(verdicts)
-            print(f"{way}: {name}: {len(verdicts) - len(wrong)} of {len(verdicts)}")
-            print("\n".join(wrong))
-        print(f"=== {way}: {equal} of {total} cells equal, {equal / total:.1%}\n")
+
+async def verdicts(name: str, directory: Path, tool: Tool = MLINFRA) -> Verdicts:
+    """What differs from a local run, by way. All runs of the notebook go side by side."""
+    runs: dict[str, Run | str] = {}
+
+    async def one(way: str) -> None:
+        try:
+            runs[way] = await run(name, way, directory / way, tool)
+        except (CellExecutionError, RuntimeError) as error:
+            runs[way] = f"the run ended early: {error}"
+
+    async with anyio.create_task_group() as group:
+        for way in WAYS:
+            group.start_soon(one, way)
+    expected = runs.pop("local")
+    assert isinstance(expected, Run), expected
+    return {
+        way: compare(expected, found) if isinstance(found, Run) else [found] * len(expected.sources)
+        for way, found in runs.items()
+    }
+
+
+class Shares:
+    """How many cells were equal, by way."""
+
+    def __init__(self) -> None:
+        self.equal = dict.fromkeys(list(WAYS)[1:], 0)
+        self.total = dict.fromkeys(list(WAYS)[1:], 0)
+
+    def add(self, found: Verdicts) -> None:
+        """Count a notebook."""
+        for way, cells in found.items():
+            self.equal[way] += cells.count(None)
+            self.total[way] += len(cells)
+
+    def percent(self, way: str) -> float:
+        """The share of equal cells."""
+        return 100 * self.equal[way] / max(self.total[way], 1)
+
+    def __str__(self) -> str:
+        return "\n".join(
+            f"{way}: {self.equal[way]} of {total} cells equal, {self.percent(way):.1f} %"
+            for way, total in self.total.items()
+        )
+
+
+def described(name: str, found: Verdicts) -> str:
+    """How much of a notebook was equal, and what was not."""
+    lines = []
+    for way, cells in found.items():
+        wrong = list(dict.fromkeys(filter(None, cells)))
+        lines += [f"{name}, {way}: {cells.count(None)} of {len(cells)} cells equal", *wrong]
+    return "\n".join(lines)
+
+
+def main(names: list[str]) -> None:
+    """Print what differs in the named notebooks (all by default), and the shares."""
+    shares = Shares()
+    for name in names or NAMES:
+        with tempfile.TemporaryDirectory() as directory:
+            found = anyio.run(verdicts, name, Path(directory))
+        print(described(name, found), flush=True)
+        shares.add(found)
+    print(shares)
 
 
 if __name__ == "__main__":

@@ -254,6 +254,8 @@ HANDLERS: dict[str, Callable[[Grafting, Any], Any] | None] = {
     "torch.Tensor": _tensor,
     "torch._C.Generator": _torch_generator,
     "pandas.core.generic.NDFrame": _frame,
+    # Updated when it is rebuilt.
+    "ipywidgets.widgets.widget.Widget": None,
     # Immutable by design, whatever their classes are made of.
     "pandas.Index": None,
     "pandas.core.indexes.base.Index": None,

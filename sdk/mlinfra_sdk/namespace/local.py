@@ -29,7 +29,6 @@ from mlinfra_sdk.namespace.records import (
 )
 from mlinfra_sdk.namespace.remote_value import RemoteValue
 from mlinfra_sdk.namespace.views import pair_views
-from mlinfra_sdk.objects.code import apply_class_state
 from mlinfra_sdk.objects.codec import decode
 from mlinfra_sdk.objects.modules import loaded_submodules
 from mlinfra_sdk.objects.realm import Foreign, Realm, Stub
@@ -312,12 +311,11 @@ class LocalNamespace:
         graph = dict(zip(group.names, values, strict=True))
         if pairs:
             pair_views(objects.values(), pairs)
-            # Classes are updated while they are rebuilt. Their attributes take part in the graft.
-            states = self._realm.class_states
-            whole = {"classes": [attributes for _, attributes in states], "values": graph}
-            graft(whole, pairs)
-            for cls, attributes in states:
-                apply_class_state(cls, attributes)
+            # Classes and widgets are updated while they are rebuilt; their content is grafted.
+            states = self._realm.states
+            graft({"states": [state for _, _, state in states], "values": graph}, pairs)
+            for apply, obj, state in states:
+                apply(obj, state)
         ids = {index: id(pairs.get(id(obj), obj)) for index, obj in objects.items()}
         return Arrived(group.id, graph, ids, linked)
 

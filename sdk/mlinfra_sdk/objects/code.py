@@ -237,7 +237,7 @@ def _is_dynamic(kind: type) -> bool:
 
 def set_class(cls: type, attributes: dict[str, Any]) -> None:
     """Gives a class these attributes and no others of its own."""
-    current_realm().class_states.append((cls, attributes))
+    current_realm().states.append((apply_class_state, cls, attributes))
     apply_class_state(cls, attributes)
 
 

@@ -358,6 +358,11 @@ def _handler(kind: type) -> Callable[[Encoder, Any], Any]:
         from mlinfra_sdk.objects.reducers_torch import reduce_optimizer
 
         return reduce_optimizer
+    widgets = sys.modules.get("ipywidgets.widgets.widget")
+    if hasattr(widgets, "_instances") and issubclass(kind, widgets.Widget):  # type: ignore[union-attr]
+        from mlinfra_sdk.objects.reducers_widgets import reduce_widget
+
+        return reduce_widget
     if reducers.stays_home(kind):
         return Encoder.stub
     if kind.__module__.startswith("ipykernel.") and issubclass(kind, io.TextIOBase):
@@ -374,6 +379,8 @@ _SPECIAL: dict[type, Callable[[Encoder, Any], Any]] = {
     io.TextIOWrapper: reducers.reduce_stream,
     weakref.ref: reducers.reduce_weakref,
     weakref.WeakMethod: reducers.reduce_weakref,
+    weakref.ProxyType: reducers.reduce_weak_proxy,
+    weakref.CallableProxyType: reducers.reduce_weak_proxy,
     weakref.WeakKeyDictionary: reducers.reduce_weak_mapping,
     weakref.WeakValueDictionary: reducers.reduce_weak_mapping,
     **reducers.FUNCTION_WRAPPERS,

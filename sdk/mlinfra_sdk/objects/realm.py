@@ -41,8 +41,8 @@ class Realm:
         self.id = secrets.token_hex(8)
         self.arriving: dict[str, Any] = {}
         """Variables that are about to be bound in ``ns``."""
-        self.class_states: list[tuple[type, dict[str, Any]]] = []
-        """Attributes that classes got while the last graph was rebuilt."""
+        self.states: list[tuple[Callable[[Any, Any], None], Any, dict[str, Any]]] = []
+        """(function, object, state) of what the last graph has updated where it was."""
         self.held: dict[int, str] = {}
         """Tokens of the objects that are held for the other side, by id."""
         self._by_token: dict[str, Callable[[], Any]] = {}
@@ -105,7 +105,7 @@ def receiving(realm: Realm) -> Iterator[None]:
     """While objects are rebuilt in ``realm``."""
     outer = _receiving.realm
     _receiving.realm = realm
-    realm.class_states = []
+    realm.states = []
     try:
         yield
     finally:

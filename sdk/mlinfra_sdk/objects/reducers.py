@@ -28,7 +28,6 @@ _HOME = (
     ("multiprocessing.process", "BaseProcess"),
     ("asyncio", "AbstractEventLoop"),
     ("selectors", "BaseSelector"),
-    ("ipywidgets", "Widget"),
     ("zmq", "Socket"),
 )
 
@@ -138,6 +137,14 @@ def reduce_weakref(encoder: Encoder, ref: weakref.ref[Any]) -> Any:
     """A weak reference to the same object, or a dead one."""
     target = ref()
     return (dead_reference, ()) if target is None else (type(ref), (target,))
+
+
+def reduce_weak_proxy(encoder: Encoder, proxy: Any) -> Any:
+    """A proxy of the same object (which its bound methods know)."""
+    try:
+        return weakref.proxy, (proxy.__repr__.__self__,)
+    except ReferenceError:
+        return encoder.stub(proxy)
 
 
 def dead_reference() -> weakref.ref[Any]:
