@@ -12,8 +12,8 @@ from mlinfra_sdk.jobs.background import Background
 from mlinfra_sdk.worker.messages import RunInfo
 
 if TYPE_CHECKING:
+    from mlinfra_sdk.exchange import Exchange
     from mlinfra_sdk.running import Result
-    from mlinfra_sdk.session import Session
 
 _POLL = 0.5
 
@@ -26,7 +26,7 @@ class RunHandle:
     """
 
     def __init__(
-        self, session: Session, run: str, label: str, background: Background | None
+        self, session: Exchange, run: str, label: str, background: Background | None
     ) -> None:
         self.run = run
         self.label = label

@@ -146,6 +146,20 @@ def set_function(function: types.FunctionType, state: dict[str, Any]) -> None:
         setattr(function, name, value)
 
 
+def reduce_code(encoder: Encoder, code: types.CodeType) -> Any:
+    """A code object with the name of its file, by which tracebacks find its lines (cloudpickle
+    leaves it out since 3.1.3)."""
+    maker, arguments = cloudpickle._code_reduce(code)
+    # A copy: whether the name is an object of its own must not depend on string interning.
+    return make_code, (maker, arguments, "".join(code.co_filename))
+
+
+def make_code(maker: Any, arguments: tuple[Any, ...], filename: str) -> types.CodeType:
+    """The code object that :func:`reduce_code` took apart."""
+    code: types.CodeType = maker(*arguments).replace(co_filename=filename)
+    return code
+
+
 def reduce_cell(encoder: Encoder, cell: types.CellType) -> Any:
     """A closure cell, empty if its function fills it."""
     if id(cell) in encoder.filled_cells:

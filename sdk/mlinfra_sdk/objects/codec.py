@@ -373,6 +373,7 @@ def _handler(kind: type) -> Callable[[Encoder, Any], Any]:
 
 _SPECIAL: dict[type, Callable[[Encoder, Any], Any]] = {
     types.CellType: code.reduce_cell,
+    types.CodeType: code.reduce_code,
     types.BuiltinFunctionType: lambda encoder, obj: NotImplemented,
     type(threading.Lock()): reducers.reduce_lock,
     type(threading.RLock()): reducers.reduce_lock,

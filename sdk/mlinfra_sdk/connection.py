@@ -1,0 +1,372 @@
+"""A session's connection: its machine, its kernel there, and what that knows of the variables."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import os
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+
+from mlinfra_sdk import lifetime, paths, spec
+from mlinfra_sdk.errors import (
+    KernelDied,
+    LedgerError,
+    LinkClosed,
+    LinkError,
+    MlinfraError,
+    RemoteValueLost,
+    VersionMismatch,
+)
+from mlinfra_sdk.frontend import Console, Frontend
+from mlinfra_sdk.jobs import Background
+from mlinfra_sdk.ledger import Ledger
+from mlinfra_sdk.machines import lifecycle, versions
+from mlinfra_sdk.machines.client import AgentClient
+from mlinfra_sdk.machines.lifecycle import LiveMachine
+from mlinfra_sdk.machines.portal import portal
+from mlinfra_sdk.namespace.delta import Outputs
+from mlinfra_sdk.namespace.sync import LocalNamespace
+from mlinfra_sdk.objects.store import ChunkStore
+from mlinfra_sdk.running import Running, follow
+from mlinfra_sdk.spec import Request
+from mlinfra_sdk.worker import messages as m
+
+_STORE_LIMIT = 20 << 30
+"""Bytes that the local chunk store may keep between sessions."""
+_FAILURES = (MlinfraError, TimeoutError, concurrent.futures.TimeoutError)
+"""What may go wrong in telling a machine that it is needed no longer."""
+decode_outputs = msgspec.msgpack.Decoder(Outputs).decode
+
+
+class Connection:
+    """One machine and one kernel on it, as one notebook or script uses them. It is made with the
+    first use, and made again when it was lost."""
+
+    def __init__(
+        self,
+        *,
+        namespace: dict[str, Any] | None = None,
+        hidden: Callable[[], Iterable[str]] | None = None,
+        request: Request | None = None,
+        notebook: str = "",
+        **settings: object,
+    ) -> None:
+        if request is None:
+            layer = spec.parse(settings, place=spec.NOTEBOOK, origin="the arguments of Session")
+            request = spec.resolve([*spec.configured(), layer]).request
+        self.request = request
+        self.namespace = vars(sys.modules["__main__"]) if namespace is None else namespace
+        self.comms: Callable[[m.Record], None] = lambda record: None
+        """Takes what the kernel publishes beside any run: comm messages of widgets."""
+        self._notebook = notebook
+        self._hidden = hidden or self._dunders
+        self._ledger: Ledger | None = None
+        self._store = ChunkStore(paths.data_dir() / "store")
+        self._name = ""
+        self._machine: LiveMachine | None = None
+        self._synced = ""
+        """The machine that ``_kernel`` and the records of ``_local`` are about."""
+        self._client: AgentClient | None = None
+        self._kernel = ""
+        self._generation = 0
+        """Which process of the kernel holds the variables; 0 if that has to be found out."""
+        self._former = 0
+        """The generation before the connection was lost."""
+        self._death: m.Record | None = None
+        self._backgrounds: dict[str, Background] = {}
+        self._shared_store = False
+        self._local = self._new_namespace(shared_fs=False)
+        self._comms_passed = False
+        self._lock = threading.RLock()
+
+    @property
+    def ledger(self) -> Ledger:
+        """This user's ledger."""
+        if self._ledger is None:
+            self._ledger = Ledger.open()
+        return self._ledger
+
+    @property
+    def machine(self) -> LiveMachine | None:
+        """The machine, once it has been started and unless it is known to be gone."""
+        return self._machine
+
+    def agent(self) -> m.AgentInfo | None:
+        """What the agent says of itself, or None without a connection."""
+        client = self._client
+        if client is None or client.closed is not None:
+            return None
+        with contextlib.suppress(LinkError):
+            return client.ask(m.Describe(client.next_id()), m.AgentInfo)
+        return None
+
+    def configure(self, request: Request) -> None:
+        """Take over settings that can change while the machine runs; the others are its own."""
+        changed = (request.idle, request.time) != (self.request.idle, self.request.time)
+        self.request = request
+        client = self._client
+        if changed and client is not None and client.closed is None:
+            client.send(m.Limit(client.next_id(), request.idle, request.time))
+
+    def restart(self) -> None:
+        """Give the machine a fresh kernel: variables that only lived there are lost."""
+        client = self._connect()
+        ending = [it.run for it in self._runs_left() if it.kernel == self._kernel and not it.ended]
+        info = client.ask(m.RestartKernel(client.next_id(), self._kernel), m.KernelInfo)
+        for run in ending:
+            client.send(m.Collected(client.next_id(), run))
+        self._generation = info.generation
+        self._local.forget("the remote kernel was restarted")
+
+    def interrupt(self) -> None:
+        """Raise KeyboardInterrupt in what runs on the machine; for any other thread than the one
+        that waits for it, in which Ctrl-C does the same."""
+        client = self._client
+        if client is not None and client.closed is None:
+            client.send(m.Interrupt(client.next_id(), self._kernel))
+
+    def stop(self) -> None:
+        """Stop the machine and close it in the ledger. The next run starts a new one."""
+        lifetime.closed(self)
+        machine, self._machine = self._machine, None
+        client = self._client
+        if machine is not None and client is not None and client.closed is None:
+            with contextlib.suppress(*_FAILURES):  # what it runs for this session is not wanted
+                client.send(m.Stop(client.next_id(), "stopped by the user")).result(5)
+        self._disconnect("the machine was stopped")
+        if machine is not None:
+            portal().call(lifecycle.stop(machine, self.ledger, "stopped by the user"))
+
+    def close(self) -> None:
+        """End the session: stops its machine, unless that has a name and may be shared."""
+        kernels = {info.kernel for info in self._runs_left() if info.status != "lost"}
+        if self.request.machine is None and not kernels:
+            self.stop()
+        elif self._client is not None:
+            lifetime.closed(self)
+            client, kernel = self._client, self._kernel
+            if kernel not in kernels:
+                with contextlib.suppress(*_FAILURES):
+                    client.send(m.CloseKernel(client.next_id(), kernel)).result(5)
+            self._disconnect("the session was closed")
+
+    def abandon(self) -> None:
+        """In a forked child: the machine is the parent's, the next run starts another one."""
+        self._lock = threading.RLock()
+        self._machine = self._client = self._ledger = self._death = None
+        self._name = self._synced = ""
+        self._generation = self._former = 0
+        self._backgrounds.clear()
+        self._local.forget("it belongs to the parent process")
+
+    def comm(
+        self,
+        parent: str,
+        msg_type: str,
+        content: bytes,
+        metadata: bytes,
+        buffers: list[bytes],
+        frontend: Frontend,
+    ) -> None:
+        """Pass a front end's comm message to the kernel and wait until it has been handled. May be
+        called from any thread, also while a run goes on."""
+        client = self._client
+        if client is None or not self._generation:
+            return
+        self._comms_passed = True
+        handling = Running(parent, portal(), frontend.publish)
+        client.listen(parent, handling.sink)
+        request = m.Comm(
+            client.next_id(), self._kernel, parent, msg_type, content, metadata, buffers
+        )
+        handling.submitted(client.send(request))
+        try:
+            ended = follow(client, self._kernel, handling, frontend)
+            if isinstance(ended, m.Record) and ended.msg_type == m.DIED:
+                raise self._kernel_died(ended)
+        except MlinfraError as error:
+            frontend.note(str(error))
+        finally:
+            client.ignore(parent)
+
+    def _dunders(self) -> Iterable[str]:
+        return [name for name in self.namespace if name.startswith("__")]
+
+    def _new_namespace(self, *, shared_fs: bool) -> LocalNamespace:
+        return LocalNamespace(
+            self.namespace,
+            self._store,
+            fetch=self._fetch,
+            hidden=self._hidden,
+            eager_limit=self.request.eager_limit,
+            shared_fs=shared_fs,
+        )
+
+    def _fetch(self, token: str) -> Outputs:
+        """The content of a RemoteValue."""
+        with self._lock:
+            generation = self._generation or self._former
+            client = self._ready(Console())
+            if self._generation != generation:
+                raise RemoteValueLost("The kernel that held this value has ended.")
+            request = m.Evaluate(client.next_id(), self._kernel, "fetch", [token])
+            outputs = decode_outputs(client.ask(request, bytes))
+            if not self._shared_store:
+                client.download(outputs.digests())
+            return outputs
+
+    def _ready(self, frontend: Frontend) -> AgentClient:
+        """A connection to the machine, with a kernel that runs."""
+        death, self._death = self._death, None
+        if death is not None:
+            self._kernel_died(death)
+        client = self._connect(frontend)
+        if not self._generation:
+            frontend.phase("start")
+            cwd = os.getcwd() if self._shared_store else ""
+            info = client.ask(m.OpenKernel(client.next_id(), self._kernel, cwd), m.KernelInfo)
+            if self._former and info.generation != self._former:
+                self._local.forget("the remote kernel has ended")
+            self._former = 0
+            self._kernel, self._generation = info.kernel, info.generation
+        return client
+
+    async def _other(self, record: m.Record) -> None:
+        if record.msg_type != m.DIED:
+            self.comms(record)
+        elif self._lock.acquire(blocking=False):
+            try:
+                self._kernel_died(record)
+            finally:
+                self._lock.release()
+        else:  # another thread is at work with what has to be forgotten
+            self._death = record
+
+    def _kernel_died(self, record: m.Record) -> KernelDied:
+        """Forget what only lived there, unless it is another process by now; gives the error for
+        who waits for a run."""
+        content = msgspec.json.decode(record.content)
+        reason: str = content["reason"]
+        if record.kernel == self._kernel and content.get("generation") == self._generation:
+            self._forget_kernel(reason)
+        return KernelDied(reason, hint="The next run starts a fresh one and sends its variables.")
+
+    def _forget_kernel(self, reason: str) -> None:
+        self._generation = self._former = 0
+        self._local.forget(reason)
+
+    def _connect(self, frontend: Frontend | None = None) -> AgentClient:
+        frontend = frontend or Console()
+        client = self._client
+        if client is not None and client.cut_off:
+            # Nothing is sent to a machine that may be gone: it would be in doubt what it has done.
+            frontend.phase("reconnecting")
+            while client.cut_off and client.closed is None:
+                time.sleep(0.02)
+        if client is not None and client.closed is None:
+            return client
+        frontend.phase("start")
+        if client is not None:
+            self._account_for_the_lost(frontend)
+        with contextlib.suppress(MlinfraError, OSError):
+            self._store.collect_garbage(_STORE_LIMIT)
+        # The next machine has the same name: it takes over runs that this one may leave behind.
+        self._name = self._name or self.request.machine or _new_name(self.request.on)
+        machine = portal().call(lifecycle.acquire(self.request, self._name, self.ledger))
+        self._machine = machine  # from now on closing this session stops it
+        lifetime.opened(self)
+        client = self._open_client(machine)
+        client.listen_to_rest(self._other)
+        info = client.ask(m.Describe(client.next_id()), m.AgentInfo)
+        try:
+            versions.check(machine.name, info)
+        except VersionMismatch:
+            client.close()
+            lifetime.closed(self)
+            self._machine = None
+            portal().call(lifecycle.stop(machine, self.ledger, "its versions do not fit"))
+            raise
+        again = self._synced == machine.id
+        self._client, self._synced = client, machine.id
+        self._shared_store = info.store == self._store.id
+        self._former, self._generation = self._generation or self._former, 0
+        if not again:
+            self._local.forget("its machine has ended")
+            self._kernel, self._former = "", 0
+            self._local = self._new_namespace(
+                shared_fs=machine.provider.capabilities.shared_fs and not self.request.isolate
+            )
+        return client
+
+    def _open_client(self, machine: LiveMachine) -> AgentClient:
+        async def check() -> None:
+            status = await machine.provider.status(machine.handle)
+            if not status.alive:
+                raise LinkClosed(f"The machine {machine.name} has ended: {status.reason}.")
+
+        return AgentClient.open(
+            portal(),
+            lambda: machine.provider.connect(machine.handle),
+            portal().call(machine.provider.secret(machine.handle)),
+            self._store,
+            self.request.reconnect,
+            check,
+        )
+
+    def _disconnect(self, reason: str) -> None:
+        client, self._client = self._client, None
+        self._forget_kernel(reason)
+        if client is not None:
+            client.close()
+
+    def _account_for_the_lost(self, frontend: Frontend) -> None:
+        """The link is gone: find out why, and close the machine if it has ended."""
+        machine = self._machine
+        if machine is None:
+            return
+        status = portal().call(machine.provider.status(machine.handle))
+        if not status.alive:
+            self._machine = None
+            self._disconnect("its machine has ended")
+            self.ledger.machine_stopped(machine.id, reason=status.reason, at=status.ended_at)
+            portal().call(machine.provider.stop(machine.handle))
+            frontend.note(f"The machine {machine.name} had ended: {status.reason}.")
+
+    def _runs_left(self) -> list[m.RunInfo]:
+        """Runs on the machine that somebody may still want."""
+        client = self._client
+        if client is None or client.closed is not None:
+            return []
+        with contextlib.suppress(MlinfraError):
+            return client.ask(m.ListRuns(client.next_id()), list[m.RunInfo])
+        return []
+
+    def _open_run(self, number: int, kind: str, cell: str) -> None:
+        """A ledger that cannot be written must not stop work that costs nothing more."""
+        if self._machine is not None:
+            with contextlib.suppress(LedgerError):
+                self.ledger.open_run(
+                    self._machine.id,
+                    kind=kind,
+                    notebook=self._notebook,
+                    cell=cell,
+                    number=number,
+                )
+
+    def _close_run(self, run: int, status: str, seconds: float, up: int, down: int) -> None:
+        if run:
+            with contextlib.suppress(LedgerError):
+                self.ledger.close_run(
+                    run, status=status, seconds=seconds, bytes_up=up, bytes_down=down
+                )
+
+
+def _new_name(target: str) -> str:
+    return f"{target}-{secrets.token_hex(3)}"

@@ -1,0 +1,386 @@
+"""Runs on a session's machine: those that are waited for, and those that go on by themselves."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from mlinfra_sdk import spec
+from mlinfra_sdk.connection import Connection, decode_outputs
+from mlinfra_sdk.errors import (
+    KernelDied,
+    LinkClosed,
+    MachineLost,
+    MlinfraError,
+    RequestError,
+    RunCancelled,
+    RunDetached,
+)
+from mlinfra_sdk.frontend import Console, Frontend
+from mlinfra_sdk.jobs import Background, RunHandle
+from mlinfra_sdk.machines.client import AgentClient
+from mlinfra_sdk.machines.portal import portal
+from mlinfra_sdk.namespace.analysis import CellNames
+from mlinfra_sdk.namespace.delta import Inputs, Outputs
+from mlinfra_sdk.namespace.sync import Report
+from mlinfra_sdk.running import (
+    Outcome,
+    Result,
+    Running,
+    exception_of,
+    follow,
+    interrupts_held,
+    interrupts_raised,
+)
+from mlinfra_sdk.worker import messages as m
+
+_encode_inputs = msgspec.msgpack.Encoder().encode
+
+
+class Exchange(Connection):
+    """Sends what a run needs, follows it, and takes over what it changed."""
+
+    def start(
+        self,
+        code: str,
+        names: CellNames,
+        *,
+        count: int,
+        frontend: Frontend | None = None,
+        label: str = "",
+        cell: str = "",
+        new_kernel: bool = False,
+    ) -> RunHandle:
+        """Run a cell without waiting for it. With a ``frontend`` its outputs appear there as they
+        come; without one nobody follows it until :meth:`attach`. Runs of one kernel wait for each
+        other; ``new_kernel`` gives it one of its own."""
+        with self._lock:
+            try:
+                return self._start(code, names, count, frontend, label, cell, new_kernel)
+            except _NotBegun:
+                return self._start(code, names, count, frontend, label, cell, new_kernel)
+
+    def _start(
+        self,
+        code: str,
+        names: CellNames,
+        count: int,
+        frontend: Frontend | None,
+        label: str,
+        cell: str,
+        new_kernel: bool,
+    ) -> RunHandle:
+        with self._lock:
+            client = self._ready(frontend or Console())
+            if new_kernel:
+                self._local.abandon()
+            try:
+                inputs = self._local.prepare(names, code)
+                if not self._shared_store and (digests := inputs.digests()):
+                    client.upload(digests)
+            finally:
+                self._local.abandon()
+            run, kernel = secrets.token_hex(4), self._kernel
+            if new_kernel:
+                cwd = os.getcwd() if self._shared_store else ""
+                opened = client.ask(m.OpenKernel(client.next_id(), "", cwd), m.KernelInfo)
+                kernel = opened.kernel
+            background = None
+            ledger_run = _new_number()
+            if frontend is not None:
+                background = Background(frontend.publish, ledger_run)
+                client.listen(run, background.sink)
+                client.when_closed(background.fail)
+            request = m.Execute(
+                client.next_id(),
+                kernel,
+                run,
+                code,
+                _encode_inputs(inputs),
+                count,
+                label=label,
+                notebook=self._notebook,
+                ledger=ledger_run,
+                detached=frontend is None,
+            )
+            try:
+                client.send(request).result()
+            except KernelDied as error:
+                self._forget_kernel(error.message)
+                raise _NotBegun from error
+            self._open_run(ledger_run, "cell", cell)
+            if background is not None:
+                self._backgrounds[run] = background
+            return RunHandle(self, run, label, background)
+
+    def runs(self) -> list[m.RunInfo]:
+        """What runs, waits or has ended on the machine and has not been collected."""
+        with self._lock:
+            client = self._connect()
+            try:
+                return client.ask(m.ListRuns(client.next_id()), list[m.RunInfo])
+            except LinkClosed:  # the machine has just ended; another one may know them
+                client = self._connect()
+                return client.ask(m.ListRuns(client.next_id()), list[m.RunInfo])
+
+    def cancel(self, run: str) -> None:
+        """Interrupt a run, or take it out of the queue."""
+        with self._lock:
+            client = self._connect()
+            client.send(m.Cancel(client.next_id(), run)).result()
+
+    def attach(self, run: str, *, frontend: Frontend | None = None, take: bool = False) -> Result:
+        """Bring a run back, by its id or label: all its outputs, live from there on, and at its
+        end its variables. From then on its kernel is this session's."""
+        frontend = frontend or Console()
+        with self._lock:
+            info = self._find_run(run)
+            client = self._connect()
+            following = Running(info.run, portal(), frontend.publish)
+            frontend.begun(info.label or info.run)
+            frontend.phase("running")
+            background = self._backgrounds.pop(info.run, None)
+            if background is not None:
+                background.fail(RunDetached(f"The run {run} is shown where it was attached to."))
+            client.listen(info.run, following.sink)
+            client.send(m.Attach(client.next_id(), info.run, take=take)).result()
+            with interrupts_held(following):
+                if self._kernel != info.kernel:
+                    self._local.forget("this session has turned to another kernel")
+                    self._kernel, self._generation = info.kernel, 0
+                outcome = self._until_end(client, following, frontend, info.ledger)
+                return self._take_over(client, info, outcome)
+
+    def watch(self, run: str, publish: Callable[[m.Record], None], *, until_end: bool) -> None:
+        """Show what a run has published, and with ``until_end`` what it still will."""
+        with self._lock:
+            info = self._find_run(run)
+            machine = self._machine
+        if machine is None or (not info.messages and not until_end):
+            return
+        # On a connection of its own: this session may follow the run already.
+        client = self._open_client(machine)
+        watching = Running(info.run, portal(), publish)
+
+        def tick() -> None:
+            if client.closed is not None:
+                raise client.closed
+
+        client.listen(info.run, watching.sink)
+        try:
+            client.send(m.Attach(client.next_id(), info.run, watch=True)).result()
+            last = None if until_end else info.messages
+            end = watching.wait(lambda content: None, tick, last=last)
+            if isinstance(end, m.Record) and end.msg_type == m.LEFT:
+                raise self._failure(client, info.run, end)
+        finally:
+            client.close()
+
+    def collect(self, run: str, background: Background) -> Result:
+        """Wait for the end of a run in the background, take over its variables, and let the
+        machine forget it."""
+        try:
+            outcome = background.ended.result()
+        except LinkClosed as error:
+            raise self._left_alone(run, error) from None
+        with self._lock:
+            self._backgrounds.pop(run, None)
+            client = self._connect()
+            if isinstance(outcome, Outcome):
+                return self._take_over(client, self._find_run(run), outcome)
+            if outcome.msg_type == m.DIED:
+                seconds = time.monotonic() - background.began
+                self._close_run(background.ledger_run, "lost", seconds, 0, 0)
+            raise self._failure(client, run, outcome)
+
+    def _take_over(self, client: AgentClient, info: m.RunInfo, outcome: Outcome) -> Result:
+        """The variables of a run that was not waited for from its beginning."""
+        result = self._finish(client, outcome, self._local.adopt)
+        client.send(m.Collected(client.next_id(), info.run))
+        seconds = (info.ended or time.time()) - info.started
+        self._close_run(info.ledger, _status_of(result), seconds, 0, 0)
+        return result
+
+    def _until_end(
+        self, client: AgentClient, run: Running, frontend: Frontend, ledger_run: int
+    ) -> Outcome:
+        """Follow a run to its end; without a result this raises."""
+        began = time.monotonic()
+        try:
+            ended = follow(client, self._kernel, run, frontend)
+        except LinkClosed as error:
+            raise self._left_alone(run.name, error) from None
+        except KernelDied as error:
+            self._forget_kernel(error.message)
+            raise _NotBegun from error
+        if isinstance(ended, Outcome):
+            return ended
+        if ended.msg_type == m.DIED:
+            self._close_run(ledger_run, "lost", time.monotonic() - began, 0, 0)
+        raise self._failure(client, run.name, ended)
+
+    def _failure(self, client: AgentClient, run: str, end: m.Record) -> MlinfraError:
+        """What to say of a run that has no result; if nothing more comes of it, the machine may
+        forget it."""
+        content = msgspec.json.decode(end.content)
+        reason, status = content["reason"], content.get("status")
+        if end.msg_type == m.LEFT:
+            return RunDetached(reason, hint="`%remote runs` lists what is still there.")
+        client.send(m.Collected(client.next_id(), run))
+        if status == "cancelled":
+            return RunCancelled(reason)
+        if status == "lost":
+            return MachineLost(reason, hint="What it had published until then has been shown.")
+        return self._kernel_died(end)
+
+    def _find_run(self, run: str) -> m.RunInfo:
+        known = self.runs()
+        for info in known:
+            if run in (info.run, info.label):
+                return info
+        names = [info.label or info.run for info in known]
+        raise RequestError(
+            f"There is no run {run!r} on this machine.{spec.did_you_mean(run, names)}",
+            hint=f"Runs there: {', '.join(names) or 'none'}.",
+        )
+
+    def _execute(
+        self,
+        code: str,
+        prepare: Callable[[], Inputs],
+        *,
+        frontend: Frontend,
+        count: int,
+        kind: str,
+        cell: str = "",
+    ) -> Result:
+        with self._lock:
+            try:
+                return self._exchange(code, prepare, frontend, count, kind, cell)
+            except _NotBegun:
+                return self._exchange(code, prepare, frontend, count, kind, cell)
+
+    def _exchange(
+        self,
+        code: str,
+        prepare: Callable[[], Inputs],
+        frontend: Frontend,
+        count: int,
+        kind: str,
+        cell: str,
+    ) -> Result:
+        client = self._ready(frontend)
+        self._local.eager_limit = self.request.eager_limit
+        inputs = prepare()
+        before = client.bytes_sent, client.bytes_received
+        if not self._shared_store and (digests := inputs.digests()):
+            frontend.phase("data")
+            client.upload(digests)
+        run = Running(secrets.token_hex(4), portal(), frontend.publish)
+        client.listen(run.name, run.sink)
+        ledger_run = _new_number()
+        began = time.monotonic()
+        status = "lost"
+        sent = sorted({name for group in inputs.groups for name in group.names})
+        # What has begun on the machine is also ended there: an interrupt waits for its turn.
+        with interrupts_held(run):
+            try:
+                frontend.begun(run.name)
+                frontend.phase("running")
+                self._submit(client, run, code, inputs, count, frontend, ledger_run)
+                self._open_run(ledger_run, kind, cell)  # while the machine is at work
+                outcome = self._until_end(client, run, frontend, 0)
+                result = self._finish(client, outcome, self._local.apply)
+                client.send(m.Collected(client.next_id(), run.name))
+                status = _status_of(result)
+            except (RunDetached, KeyboardInterrupt):
+                status = ""  # it goes on over there, and whoever collects it closes it
+                raise
+            finally:
+                up, down = client.bytes_sent - before[0], client.bytes_received - before[1]
+                if status:
+                    self._close_run(ledger_run, status, time.monotonic() - began, up, down)
+        report = result.report
+        frontend.moved(sent, [*report.changed, *report.remote], up, down)
+        return result
+
+    def _left_alone(self, run: str, error: LinkClosed) -> MlinfraError:
+        """What to say of a run whose machine cannot be reached any more."""
+        machine = self._machine
+        if machine is not None:
+            status = portal().call(machine.provider.status(machine.handle))
+            if not status.alive:
+                self._local.forget(f"its machine has ended: {status.reason}")
+                return MachineLost(
+                    f"The machine {machine.name} has ended: {status.reason}.",
+                    hint="The next run starts another one and sends its variables.",
+                )
+        return RunDetached(
+            f"The machine cannot be reached: {error.message} The run goes on there as {run}.",
+            hint=f"`%remote attach {run}` brings it back.",
+        )
+
+    def _submit(
+        self,
+        client: AgentClient,
+        run: Running,
+        code: str,
+        inputs: Inputs,
+        count: int,
+        frontend: Frontend,
+        ledger_run: int,
+    ) -> None:
+        request = m.Execute(
+            client.next_id(),
+            self._kernel,
+            run.name,
+            code,
+            _encode_inputs(inputs),
+            count,
+            frontend.allow_stdin,
+            notebook=self._notebook,
+            ledger=ledger_run,
+        )
+        run.submitted(client.send(request))
+
+    def _finish(
+        self, client: AgentClient, outcome: Outcome, apply: Callable[[Outputs], Report]
+    ) -> Result:
+        """Take over what the run changed."""
+        outputs = decode_outputs(outcome.outputs)
+        if not self._shared_store:
+            with interrupts_raised():
+                client.download(outputs.digests())
+        report = apply(outputs)
+        reply = outcome.reply
+        report.warnings[:0] = reply.get("warnings", [])
+        result = Result(
+            value=report.extra.get("_"), payload=reply.get("payload", []), report=report
+        )
+        if reply["status"] != "ok":
+            result.traceback = reply.get("traceback", [])
+            result.error = exception_of(reply, report.error)
+            if reply.get("loading"):
+                self._local.forget("its variables could not be loaded")
+        return result
+
+
+class _NotBegun(Exception):
+    """The kernel had ended before it could be given the run."""
+
+
+def _status_of(result: Result) -> str:
+    """For the ledger."""
+    if isinstance(result.error, KeyboardInterrupt):
+        return "interrupted"
+    return "done" if result.error is None else "error"
+
+
+def _new_number() -> int:
+    """Of a run in the ledger: whoever collects the run closes it there, so it must be known before
+    the ledger is written."""
+    return secrets.randbits(52) + 1
