@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 import uuid
 from typing import Any
 
@@ -11,6 +12,9 @@ from mlinfra_sdk.worker.messages import Record
 
 from .cards import RunState, message
 from .comms import RemoteComms
+
+_REDRAW_S = 0.5
+"""Seconds between two drawings of a card whose progress goes on."""
 
 
 class KernelFrontend:
@@ -22,6 +26,7 @@ class KernelFrontend:
         self._parent = kernel.get_parent("shell")
         self._card = card
         self._card_id = ""
+        self._shown = 0.0
         self.allow_stdin = bool(kernel._allow_stdin)
 
     def publish(self, record: Record) -> None:
@@ -77,6 +82,13 @@ class KernelFrontend:
             if self._card_id or phase != "running":
                 self.show()
 
+    def progress(self, done: int, total: int) -> None:
+        """Tell it on the card, now and then."""
+        if self._card is not None:
+            self._card.progress = done, total
+            if time.monotonic() - self._shown > _REDRAW_S:
+                self.show()
+
     def moved(self, sent: list[str], received: list[str], up: int, down: int) -> None:
         """Tell it on the card."""
         if self._card is not None:
@@ -106,3 +118,4 @@ class KernelFrontend:
                     stream.flush()
             self._card_id = uuid.uuid4().hex
         self.send(msg_type, message(self._card, self._card_id))
+        self._shown = time.monotonic()

@@ -34,7 +34,7 @@ _LOOKS: dict[Phase, _Look] = {
     "quote": _Look("Looking for a machine", "quote", "#7c7f88"),
     "start": _Look("Starting the machine", "start", "#8b5cf6"),
     "environment": _Look("Preparing the environment", "environment", "#0d9488"),
-    "data": _Look("Sending data", "data", "#d97706"),
+    "data": _Look("Moving data", "data", "#d97706"),
     "running": _Look("Running", "running", "#3b82f6"),
     "reconnecting": _Look("Reconnecting", "reconnecting", "#d97706"),
     "detached": _Look("Running detached", "detached", "#7c7f88"),
@@ -90,7 +90,7 @@ def render_html(state: RunState) -> str:
             f"</details>{remarks}"
         )
     else:  # drawn again every second, which would close the details
-        bar = _bar(phases, elapsed, "2px")
+        bar = _done(state) or _bar(phases, elapsed, "2px")
         body = f'<div style="padding:0 8px">{head}</div>{remarks}{bar}'
     return (
         f'<div role="status" aria-label="{html.escape(" · ".join((words, *facts)))}"'
@@ -125,6 +125,10 @@ def _words(state: RunState) -> str:
     words = _LOOKS[state.phase].words
     if state.phase == "reconnecting":
         return f"{words} for {format_duration(state.present())}"
+    if state.progress:
+        done, total = state.progress
+        share = f" ({100 * done // total} %)" if total else ""
+        return f"{words}: {format_size(done)} of {format_size(total)}{share}"
     if state.phase == "detached" and state.run:
         return f"{words} as {state.run}"
     return words
@@ -178,6 +182,18 @@ def _moved(names: list[str], size: int) -> str:
     if shown and size:
         return f"{shown} ({format_size(size)})"
     return shown or format_size(size)
+
+
+def _done(state: RunState) -> str:
+    """The share of the present phase that is done as a line, if that is known."""
+    if not state.progress or not state.progress[1]:
+        return ""
+    done, total = state.progress
+    width = f"width:{min(100.0, 100 * done / total):.1f}%"
+    return (
+        '<div aria-hidden="true" style="height:3px;background:rgba(128,128,128,.25)">'
+        f'<div style="{width};height:3px;background:{_LOOKS[state.phase].colour}"></div></div>'
+    )
 
 
 def _bar(phases: dict[Phase, float], elapsed: float, height: str) -> str:

@@ -45,6 +45,8 @@ class RunState:
     rate: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
+    progress: tuple[int, int] | None = None
+    """Bytes done and in all of the present phase, where that is known."""
     sent: list[str] = field(default_factory=list)
     received: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -61,6 +63,7 @@ class RunState:
         now = time.monotonic()
         self.seconds[self.phase] = self.seconds.get(self.phase, 0.0) + now - self.entered
         self.phase = phase
+        self.progress = None
         self.entered = now
 
     def phases(self) -> dict[Phase, float]:
@@ -95,6 +98,7 @@ class RunState:
             "seconds": {phase: round(seconds, 6) for phase, seconds in phases.items()},
             "rate_micro_usd_per_hour": self.rate,
             "cost_micro_usd": self.spent(elapsed),
+            "progress": list(self.progress) if self.progress else None,
             "bytes_up": self.bytes_up,
             "bytes_down": self.bytes_down,
             "sent": list(self.sent),

@@ -31,6 +31,10 @@ class Frontend(Protocol):
         """The run has come to another phase: start, data, running."""
         ...
 
+    def progress(self, done: int, total: int) -> None:
+        """How many bytes of the present phase are done; may be called as often as one likes."""
+        ...
+
     def moved(self, sent: list[str], received: list[str], up: int, down: int) -> None:
         """Which variables moved, and how many bytes over the link."""
         ...
@@ -77,6 +81,9 @@ class Console:
         """Not shown."""
 
     def phase(self, phase: str) -> None:
+        """Not shown."""
+
+    def progress(self, done: int, total: int) -> None:
         """Not shown."""
 
     def moved(self, sent: list[str], received: list[str], up: int, down: int) -> None:

@@ -28,6 +28,7 @@ class Recorder:
         self.records: list[Record] = []
         self.phases: list[str] = []
         self.notes: list[str] = []
+        self.progressed: list[tuple[int, int]] = []
         self.run = ""
 
     def publish(self, record: Record) -> None:
@@ -41,6 +42,9 @@ class Recorder:
 
     def phase(self, phase: str) -> None:
         self.phases.append(phase)
+
+    def progress(self, done: int, total: int) -> None:
+        self.progressed.append((done, total))
 
     def moved(self, sent: list[str], received: list[str], up: int, down: int) -> None:
         pass

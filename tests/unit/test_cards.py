@@ -84,6 +84,16 @@ def test_the_text_is_one_line_with_the_facts() -> None:
     )
 
 
+def test_progress_belongs_to_its_phase() -> None:
+    run = state("data", progress=(300_000_000, 1_200_000_000))
+    assert render_text(run).startswith("Moving data: 300 MB of 1.2 GB (25 %) · local")
+    assert "width:25.0%" in render_html(run)
+    assert run.facts()["progress"] == [300_000_000, 1_200_000_000]
+    run.enter("running")
+    assert render_text(run).startswith("Running · local")
+    assert run.facts()["progress"] is None
+
+
 def test_what_is_free_says_so() -> None:
     assert render_text(state(seconds={"running": 1.0})) == "Done · local · 1s · $0.00"
 
@@ -92,8 +102,15 @@ def test_no_price_is_claimed_before_there_is_an_offer() -> None:
     assert "$" not in render_text(state("quote"))
 
 
-def test_html_and_text_say_the_same() -> None:
-    run = state("error", rate=100_000, seconds={"running": 9.0}, bytes_up=5, warnings=["Beware."])
+@pytest.mark.parametrize(
+    "run",
+    [
+        state("error", rate=10**5, seconds={"running": 9.0}, bytes_up=5, warnings=["Beware."]),
+        state("data", progress=(300_000_000, 1_200_000_000)),
+        state("environment", progress=(5, 0)),
+    ],
+)
+def test_html_and_text_say_the_same(run: RunState) -> None:
     text = " ".join(Page(render_html(run)).text.split())
     for part in render_text(run).split(" · "):
         assert part in text
