@@ -155,9 +155,12 @@ def _sockets() -> str:
 
 
 def _gpu() -> str:
-    from mlinfra_sdk.providers.local import local_gpus
+    from mlinfra_sdk.worker import gpus
 
-    return ", ".join(local_gpus()) or "no NVIDIA GPU here; on=local runs on the CPU"
+    return (
+        ", ".join(it.name for it in gpus.present())
+        or "no NVIDIA GPU here; on=local runs on the CPU"
+    )
 
 
 def _provider(target: str) -> Iterator[Check]:

@@ -23,7 +23,7 @@ import anyio
 from mlinfra_sdk.link.wire import Wire, connect_unix
 from mlinfra_sdk.providers.base import Handle
 from mlinfra_sdk.providers.local import LocalProvider
-from mlinfra_sdk.worker.agent import SOCKET
+from mlinfra_sdk.worker.folder import SOCKET
 
 UP, DOWN = 0, 1
 _CHUNK = 1 << 16

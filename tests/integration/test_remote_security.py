@@ -57,7 +57,7 @@ def test_nothing_listens_on_the_network(busy: Notebook) -> None:
 
 
 def test_the_secret_is_nowhere_but_in_its_file(busy: Notebook) -> None:
-    from mlinfra_sdk.worker.agent import load_config
+    from mlinfra_sdk.worker.folder import load_config
 
     (machine,) = busy.machines()
     secret = load_config(machine).secret

@@ -9,6 +9,9 @@ import msgspec
 from mlinfra_sdk.ledger import Price
 from mlinfra_sdk.link.wire import Wire
 from mlinfra_sdk.spec import Gpu, Request
+from mlinfra_sdk.worker.host import Status
+
+__all__ = ["Capabilities", "Handle", "Offer", "Problem", "Provider", "Status"]
 
 
 class Capabilities(msgspec.Struct, frozen=True):
@@ -51,14 +54,6 @@ class Handle(msgspec.Struct, frozen=True):
     def from_json(cls, text: str) -> Handle:
         """The inverse of :meth:`to_json`."""
         return msgspec.json.decode(text, type=cls)
-
-
-class Status(msgspec.Struct, frozen=True):
-    """Whether a machine lives; ``reason`` says why it ended, ``ended_at`` when (Unix time)."""
-
-    alive: bool
-    reason: str = ""
-    ended_at: float | None = None
 
 
 class Provider(Protocol):

@@ -6,7 +6,6 @@ import logging
 import os
 import platform
 import secrets
-import shutil
 import signal
 import sys
 import tempfile
@@ -30,29 +29,22 @@ from mlinfra_sdk.link.state import State
 from mlinfra_sdk.link.wire import serve_unix
 from mlinfra_sdk.objects.store import ChunkStore
 from mlinfra_sdk.worker import messages as m
-from mlinfra_sdk.worker.journal import LIMIT
+from mlinfra_sdk.worker.folder import (
+    ENDED,
+    SOCKET,
+    SOCKETS,
+    Config,
+    load_config,
+    remove_sockets,
+)
 from mlinfra_sdk.worker.kernel_host import KernelHost
 from mlinfra_sdk.worker.runs import Run, Runs
 from mlinfra_sdk.worker.versions import versions
-from mlinfra_sdk.worker.watchdog import Limits, Watchdog
+from mlinfra_sdk.worker.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
-SOCKET = "agent.sock"
-_SOCKETS = "sockets"
 _IN_ORDER = (m.Execute, m.Collected, m.Comm, m.Answer, m.Interrupt)
-ENDED = "ended.json"
-
-
-class Config(msgspec.Struct):
-    """How an agent is to run; a file that only this user can read (0600) in its directory."""
-
-    secret: bytes
-    store: str
-    limits: Limits
-    shared_fs: bool = False
-    cwd: str = ""
-    journal_limit: int = LIMIT
 
 
 class Agent:
@@ -364,37 +356,17 @@ def _make_sockets(folder: Path) -> Path:
     parent = tempfile.gettempdir()
     sockets = Path(tempfile.mkdtemp(prefix="mlinfra-", dir=parent if len(parent) < 75 else "/tmp"))
     try:
-        (folder / _SOCKETS).symlink_to(sockets)
+        (folder / SOCKETS).symlink_to(sockets)
     except OSError:
         sockets.rmdir()
         raise
     return sockets
 
 
-def remove_sockets(folder: Path) -> None:
-    """Remove what an agent that is gone has left outside of its folder."""
-    link = folder / _SOCKETS
-    if link.is_symlink():
-        shutil.rmtree(link.readlink(), ignore_errors=True)
-        link.unlink()
-
-
 async def _obey_signals(watchdog: Watchdog) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for _ in signals:
             watchdog.end("stopped")
-
-
-def load_config(folder: Path) -> Config:
-    """The configuration that the launcher left in the agent's directory."""
-    return msgspec.msgpack.decode((folder / "config").read_bytes(), type=Config)
-
-
-def save_config(folder: Path, config: Config) -> None:
-    """Write the configuration, readable by this user only."""
-    fd = os.open(folder / "config", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(fd, "wb") as file:
-        file.write(msgspec.msgpack.encode(config))
 
 
 def main() -> None:

@@ -1,0 +1,51 @@
+"""What lies in a machine's folder, which only its user can read (0700), and under which names.
+
+``config`` says how the agent is to run, ``pid`` who it is, ``agent.sock`` is where it listens,
+``ended.json`` why it has ended, and ``runs`` holds what waits to be collected.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from mlinfra_sdk.worker.journal import LIMIT
+from mlinfra_sdk.worker.watchdog import Limits
+
+SOCKET = "agent.sock"
+SOCKETS = "sockets"
+ENDED = "ended.json"
+
+
+class Config(msgspec.Struct):
+    """How an agent is to run; a file that only this user can read (0600) in its directory."""
+
+    secret: bytes
+    store: str
+    limits: Limits
+    shared_fs: bool = False
+    cwd: str = ""
+    journal_limit: int = LIMIT
+
+
+def load_config(folder: Path) -> Config:
+    """The configuration that the launcher left in the agent's directory."""
+    return msgspec.msgpack.decode((folder / "config").read_bytes(), type=Config)
+
+
+def save_config(folder: Path, config: Config) -> None:
+    """Write the configuration, readable by this user only."""
+    fd = os.open(folder / "config", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(fd, "wb") as file:
+        file.write(msgspec.msgpack.encode(config))
+
+
+def remove_sockets(folder: Path) -> None:
+    """Remove what an agent that is gone has left outside of its folder."""
+    link = folder / SOCKETS
+    if link.is_symlink():
+        shutil.rmtree(link.readlink(), ignore_errors=True)
+        link.unlink()
