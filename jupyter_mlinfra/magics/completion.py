@@ -82,6 +82,8 @@ def _setting(
         setting = SETTINGS.get(key)
         if setting is None:
             return value, []
+        if setting.kind is spec.GPU:
+            value = value.rpartition("|")[2]
         return _starting_with(
             value, machines() if setting.kind is spec.NAME else setting.kind.suggestions()
         )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mlinfra_sdk import spec
+from mlinfra_sdk.catalog import catalog
 from mlinfra_sdk.errors import RequestError
 from mlinfra_sdk.spec import CELL, NOTEBOOK, SETTINGS, Layer
 
@@ -137,7 +138,7 @@ def _bare(word: str, words: list[str], place: str, origin: str) -> str:
         )
     if word in spec.targets():
         raise _malformed(word, origin, f"on={word}")
-    if word.partition(":")[0].upper() in spec.GPU.suggestions():
+    if catalog().canonical(word.partition(":")[0]) is not None:
         raise _malformed(word, origin, f"gpu={word}")
     name = word.lstrip("-")
     if name in SETTINGS and SETTINGS[name].kind is not spec.FLAG:
