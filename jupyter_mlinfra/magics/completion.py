@@ -9,6 +9,7 @@ from IPython.core.completer import CompletionContext, SimpleCompletion, context_
 from IPython.core.interactiveshell import InteractiveShell
 
 from mlinfra_sdk import spec
+from mlinfra_sdk.ledger.report import GROUPS
 from mlinfra_sdk.spec import CELL, NOTEBOOK, SETTINGS
 
 from .grammar import SUBCOMMANDS
@@ -69,6 +70,8 @@ def complete(
         return _setting(word, earlier[1:], NOTEBOOK, machines)
     if earlier == ["stop"]:
         return _starting_with(word, machines())
+    if earlier == ["cost"]:
+        return _starting_with(word, GROUPS)
     if earlier[0] == "pull":
         return _starting_with(word, [name for name in pullable() if name not in earlier])
     return word, []
