@@ -24,6 +24,7 @@ from chaos import Net, Plan, net, random_cuts
 from faulty import Client, Recorder, Work, agents, client, kernels, processes
 from live import until
 
+from mlinfra_sdk import spec
 from mlinfra_sdk.errors import (
     KernelDied,
     MachineLost,
@@ -64,7 +65,9 @@ def home() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def path(home: Path) -> Iterator[Net]:
-    """The path between clients and agents."""
+    """The path between clients and agents. Its provider comes while the process runs, as one
+    that is installed from a notebook."""
+    spec.targets()
     with net(home / "net") as it:
         yield it
 
@@ -101,6 +104,14 @@ def _request(**settings: object) -> object:
 
 def journals(home: Path) -> list[Path]:
     return list(home.glob("machines/*/runs/*"))
+
+
+def size(file: Path) -> int:
+    """Its bytes; 0 once it is gone."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def in_background(function: Callable[[], object]) -> tuple[threading.Thread, list[object]]:
@@ -218,19 +229,24 @@ def test_the_card_tells_that_it_reconnects(path: Net, alone: Callable[..., Clien
 # -- the client is killed --------------------------------------------------------------------
 
 DYING = """
-import os, signal, sys, threading, time
+import os, signal, subprocess, sys, threading
 from faulty import Client, Recorder, Work
+from mlinfra_sdk.ledger import Ledger
+from mlinfra_sdk.providers.local import LocalProvider
 from mlinfra_sdk.session import Session
 from mlinfra_sdk.spec import Request
 
-def die(*_):
+def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
 class Dying(Recorder):
+    starts = 0
     def phase(self, phase):
-        if phase == where == "start":
-            threading.Timer(0.3, die).start()
-        if phase == where == "data":
+        if phase == "start":
+            self.starts += 1
+            if where == "opening a kernel" and self.starts == 2:
+                threading.Timer(0.05, die).start()
+        if where == phase == "data":
             threading.Timer(0.05, die).start()
     def publish(self, record):
         super().publish(record)
@@ -238,8 +254,15 @@ class Dying(Recorder):
             die()
 
 where = sys.argv[1]
+if where == "intended":
+    LocalProvider.launch = die
+if where == "launched":
+    start = subprocess.Popen
+    subprocess.Popen = lambda *args, **kwargs: (start(*args, **kwargs), die())
+if where == "ready":
+    Ledger.machine_started = die
 it = Client(Request(on="chaos", isolate=True, machine="m"))
-if where != "start":
+if where in ("data", "running", "result", "collecting"):
     it.run("1")
 if where == "result":
     Session._finish = die
@@ -251,10 +274,11 @@ if where == "data":
 work = Work(4000, pause=0.01, extra="big = len(big)" if where == "data" else "")
 it.run(work.code, Dying())
 """
+BEFORE_ITS_RUN = ["intended", "launched", "ready", "opening a kernel", "data"]
+SINCE_ITS_RUN = ["running", "result", "collecting"]
 
 
-@pytest.mark.skipif("MLINFRA_SOAK" not in os.environ, reason="not yet steady; MLINFRA_SOAK=1")
-@pytest.mark.parametrize("where", ["start", "data", "running", "result", "collecting"])
+@pytest.mark.parametrize("where", BEFORE_ITS_RUN + SINCE_ITS_RUN)
 def test_the_client_is_killed(
     path: Net, alone: Callable[..., Client], home: Path, where: str
 ) -> None:
@@ -266,7 +290,7 @@ def test_the_client_is_killed(
     work = Work(4000, pause=0.01)
     runs = it.session.runs()
     recorder = Recorder()
-    if where in ("start", "data"):
+    if where in BEFORE_ITS_RUN:
         assert runs == []
         it.run(work.code, recorder)
     else:
@@ -276,7 +300,33 @@ def test_the_client_is_killed(
     assert it.namespace["work_total"] == work.total
     assert it.session.runs() == []
     until(lambda: not journals(home), "the journal to go")
-    assert len(agents(home)) <= 2  # one, and that of the module's own client
+    # One, and that of the module's own client; an agent that nobody knows ends by itself.
+    until(lambda: len(agents(home)) <= 2, "agents to end", lambda: agents(home))
+
+
+def test_processes_that_ask_for_one_name_at_once_get_one_machine(
+    alone: Callable[..., Client], home: Path
+) -> None:
+    script = (
+        "import sys\nfrom faulty import Client\nfrom mlinfra_sdk.spec import Request\n"
+        "it = Client(Request(on='chaos', machine='one'))\nprint(flush=True)\nsys.stdin.readline()\n"
+        "it.run('1')\nprint(it.session.machine.id, flush=True)\nsys.stdin.readline()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen([sys.executable, "-c", script], **pipes) for _ in range(4)]
+    for process in processes:
+        process.stdout.readline()
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    machines = {process.stdout.readline() for process in processes}
+    it = alone(machine="one")
+    it.run("1")
+    assert machines == {it.session.machine.id + "\n"}
+    for process in processes:
+        process.communicate("\n", timeout=60)
+        assert process.returncode == 0
+    assert list((home / "claims").iterdir()) == []
 
 
 # -- the agent is killed ---------------------------------------------------------------------
@@ -459,10 +509,7 @@ def test_a_flood_that_nobody_follows_stays_within_the_limit(
     )
     sizes = []
     while not handle.done():
-        sizes += [
-            sum(file.stat().st_size for file in folder.iterdir() if file.exists())
-            for folder in journals(home)
-        ]
+        sizes += [sum(map(size, folder.iterdir())) for folder in journals(home)]
     assert max(sizes) < limit * 1.2
     recorder = Recorder()
     it.session.attach("flood", frontend=recorder)

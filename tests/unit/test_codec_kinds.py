@@ -92,6 +92,11 @@ TRAVELS = {
         "x = Figure(); _ax = x.add_subplot(); _ax.plot([1, 2])",
         "len(x.axes[0].lines)",
     ),
+    "widget": (
+        "import ipywidgets\nx = ipywidgets.IntSlider(value=3, description='depth')\nseen = []\n"
+        "x.observe(lambda change: seen.append(change.new), 'value')",
+        "setattr(x, 'value', 5), seen, x.value, x.description, x.comm is None",
+    ),
 }  # fmt: skip
 
 # Arrive as new objects of their kind, and are the original again when they return.
@@ -117,7 +122,6 @@ STAYS = {
     "frame": ("import sys; x = sys._getframe()", "x.f_code"),
     "memory map": ("import mmap; x = mmap.mmap(-1, 10)", "x[0]"),
     "temporary file": ("import tempfile; x = tempfile.NamedTemporaryFile()", "x.name"),
-    "widget": ("import ipywidgets; x = ipywidgets.IntSlider()", "x.value"),
     "event loop": ("import asyncio; x = asyncio.new_event_loop()", "x.time()"),
 }
 
@@ -191,3 +195,23 @@ def test_is_made_there_and_stays_there(sides: Sides, kind: str) -> None:
         sides.ns["x"].pull()
     sides.remote("same = x is y" if "y" in sides.ns else "same = x is x")
     assert sides.ns["same"]
+
+
+def test_a_widget_has_one_twin_on_each_side(sides: Sides) -> None:
+    """It is one widget, with the model that the front end knows, whoever changes it."""
+    sides.local("import ipywidgets; x = ipywidgets.IntSlider(value=3); box = ipywidgets.HBox([x])")
+    original, model = sides.ns["x"], sides.ns["x"].model_id
+    report = sides.remote(
+        "model, same = x.model_id, box.children[0] is x\n"
+        "x.value = 7\nbox.children = [x, ipywidgets.Text('new')]"
+    )
+    assert report.error is None and report.warnings == []
+    assert (sides.ns["model"], sides.ns["same"]) == (model, True)
+    assert sides.ns["x"] is original and original.value == 7
+    assert sides.ns["box"].children[0] is original
+    assert sides.ns["box"].children[1].value == "new"
+    original.value = 4
+    assert run(sides, "x.value") == "4"
+    sides.remote("x.close()")
+    assert original.comm is None
+    assert run(sides, "x.comm") == "None"

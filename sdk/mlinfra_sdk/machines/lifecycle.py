@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from mlinfra_sdk import providers
 from mlinfra_sdk.errors import MlinfraError, ProviderError, RequestError
 from mlinfra_sdk.ledger import Ledger, Machine
+from mlinfra_sdk.machines.claim import claimed
 from mlinfra_sdk.providers.base import Handle, Offer, Provider
-from mlinfra_sdk.spec import Gpu, Request, targets
+from mlinfra_sdk.spec import Request
 
 
 @dataclass(frozen=True)
@@ -24,26 +25,31 @@ class LiveMachine:
 
 
 async def acquire(request: Request, name: str, ledger: Ledger) -> LiveMachine:
-    """The machine of this name if it lives, else a new one by the cheapest offer."""
+    """The machine of this name if it lives, else a new one by the cheapest offer. Processes that
+    ask for the same name at the same time get the same machine."""
     provider = providers.load(request.on)
-    for known in ledger.machines(active=True):
-        if known.provider == provider.name and known.name == name and known.handle:
+    async with claimed(provider.name, name):
+        unfinished = ""
+        for known in ledger.machines(active=True):
+            if known.provider != provider.name or known.name != name:
+                continue
+            if not known.handle:  # whoever launched it was killed before it was done
+                unfinished = known.id
+                continue
             handle = Handle.from_json(known.handle)
             status = await provider.status(handle)
             if status.alive:
-                return LiveMachine(known.id, name, provider, handle, _offer_of(known))
+                return LiveMachine(known.id, name, provider, handle, _offer_of(known, request))
             ledger.machine_stopped(known.id, reason=status.reason, at=status.ended_at)
             await provider.stop(handle)
-    offers = await provider.offers(request)
-    if not offers:
-        raise RequestError(f"on={request.on} offers nothing that fits.", hint="Ask for less.")
-    previous = next((it for it, machine in await _remains(ledger) if machine.name == name), None)
-    return await _launch(provider, offers[0], request, name, ledger, previous)
+        offers = await provider.offers(request)
+        if not offers:
+            raise RequestError(f"on={request.on} offers nothing that fits.", hint="Ask for less.")
+        return await _launch(provider, offers[0], request, name, ledger, unfinished)
 
 
-def _offer_of(known: Machine) -> Offer:
-    gpu = Gpu(known.gpu, known.gpu_count) if known.gpu else None
-    return Offer(known.provider, gpu, known.price, 0.0)
+def _offer_of(known: Machine, request: Request) -> Offer:
+    return Offer(known.provider, request.gpu, known.price, 0.0)
 
 
 async def _launch(
@@ -52,11 +58,12 @@ async def _launch(
     request: Request,
     name: str,
     ledger: Ledger,
-    previous: Handle | None,
+    unfinished: str,
 ) -> LiveMachine:
-    """The intent is written first: a crash at any later point leaves a trace to be swept."""
+    """The intent is written first: a crash at any later point leaves a trace to be swept, or to
+    be gone on with by the next launch of this name (``unfinished`` is the id of such a one)."""
     gpu = offer.gpu
-    machine_id = ledger.intend_machine(
+    machine_id = unfinished or ledger.intend_machine(
         name=name,
         provider=provider.name,
         price=offer.price,
@@ -65,6 +72,7 @@ async def _launch(
     )
     started = time.time()
     try:
+        previous = await _previous(provider, name, ledger)
         handle = await provider.launch(offer, request, machine_id, previous)
     except BaseException as error:
         reason = "the launch was cancelled" if not isinstance(error, Exception) else str(error)
@@ -86,9 +94,10 @@ async def stop(machine: LiveMachine, ledger: Ledger, reason: str) -> None:
 
 async def stop_known(known: Machine, ledger: Ledger, reason: str) -> None:
     """End a machine that the ledger knows."""
-    if known.handle:
-        provider = providers.load(known.provider)
-        await provider.stop(Handle.from_json(known.handle))
+    provider = providers.load(known.provider)
+    handle = await _find(provider, known)
+    if handle is not None:
+        await provider.stop(handle)
     ledger.machine_stopped(known.id, reason=reason)
 
 
@@ -99,10 +108,9 @@ async def settle(ledger: Ledger) -> list[Machine]:
     """
     alive = []
     for known in ledger.machines(active=True):
-        try:
-            provider = providers.load(known.provider)
-        except RequestError:
-            continue  # the provider is not installed here: nothing can be said
+        provider = _installed(known.provider)
+        if provider is None:
+            continue  # nothing can be said
         handle = await _find(provider, known)
         if handle is None:
             # Another process may be launching it right now.
@@ -128,10 +136,27 @@ async def _remains(ledger: Ledger) -> list[tuple[Handle, Machine]]:
     ended = {machine.id: machine for machine in ledger.machines(active=False)}
     return [
         (handle, ended[handle.key])
-        for name in sorted({machine.provider for machine in ended.values()} & set(targets()))
-        for handle in await providers.load(name).remains()
+        for name in sorted({machine.provider for machine in ended.values()})
+        if (provider := _installed(name)) is not None
+        for handle in await provider.remains()
         if handle.key in ended
     ]
+
+
+async def _previous(provider: Provider, name: str, ledger: Ledger) -> Handle | None:
+    """The machine of this name before, if it has left something."""
+    for handle, machine in await _remains(ledger):
+        if (machine.provider, machine.name) == (provider.name, name):
+            return handle
+    return None
+
+
+def _installed(name: str) -> Provider | None:
+    """The provider, unless it is not installed here."""
+    try:
+        return providers.load(name)
+    except RequestError:
+        return None
 
 
 async def _find(provider: Provider, known: Machine) -> Handle | None:

@@ -42,10 +42,11 @@ class LocalProvider:
 
     async def offers(self, request: Request) -> list[Offer]:
         """This machine, if it has the GPU that is asked for."""
-        gpu = None if request.gpu is None else gpus.require(request.gpu, self.name)
+        if request.gpu is not None:
+            gpus.require(request.gpu, self.name)
         source = "set by price=" if request.price else "your own machine"
         price = Price(request.price, source, time.strftime("%Y-%m-%d"))
-        return [Offer(self.name, gpu, price, _START_SECONDS)]
+        return [Offer(self.name, request.gpu, price, _START_SECONDS)]
 
     async def launch(
         self, offer: Offer, request: Request, key: str, previous: Handle | None = None
@@ -53,7 +54,7 @@ class LocalProvider:
         """Start an agent; see :meth:`Provider.launch`."""
         folder = _machines() / key
         handle = _handle(folder)
-        if host.status(folder).alive:
+        if await anyio.to_thread.run_sync(host.serves, folder):
             return handle
         store, cwd = paths.data_dir() / "store", os.getcwd()
         if request.isolate:

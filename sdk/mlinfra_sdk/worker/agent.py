@@ -6,6 +6,8 @@ import logging
 import os
 import platform
 import secrets
+import select
+import shutil
 import signal
 import sys
 import tempfile
@@ -44,6 +46,7 @@ from mlinfra_sdk.worker.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
+_UNKNOWN = "its launcher was gone before it was ready"
 _IN_ORDER = (m.Execute, m.Collected, m.Comm, m.Answer, m.Interrupt)
 
 
@@ -338,11 +341,16 @@ async def run(folder: Path, config: Config, announce: Callable[[], None]) -> str
             tasks.start_soon(_obey_signals, agent.watchdog)
             while not (folder / SOCKET).exists():
                 await anyio.sleep(0.001)
-            announce()
+            try:
+                announce()
+            except BrokenPipeError:
+                agent.watchdog.end(_UNKNOWN)
             reason = await agent.watchdog.wait()
             logger.info("The agent ends: %s", reason)
             await agent.close()
         tasks.cancel_scope.cancel()
+    if reason == _UNKNOWN and not any(agent.runs.listed()):
+        shutil.rmtree(folder, ignore_errors=True)
     record = msgspec.json.encode({"reason": reason, "at": time.time()})
     with suppress(OSError):  # the folder may be gone, the disk full
         (folder / ENDED).write_bytes(record)
@@ -372,6 +380,8 @@ async def _obey_signals(watchdog: Watchdog) -> None:
 def main() -> None:
     """``python -m mlinfra_sdk.worker DIRECTORY``: prints ``ready`` when clients can connect."""
     folder = Path(sys.argv[1])
+    if _abandoned():  # the folder may be another agent's by now
+        sys.exit("The launcher of this agent is gone.")
     config = load_config(folder)
     os.close(os.open(folder / "agent.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
     logging.basicConfig(
@@ -384,9 +394,9 @@ def main() -> None:
     _redirect_output(folder / "kernel.log")
 
     def announce() -> None:
-        os.write(ready, b"ready\n")
-        os.close(ready)
-        complaints.close()
+        with complaints:
+            os.write(ready, b"ready\n")
+            os.close(ready)
 
     try:
         anyio.run(run, folder, config, announce)
@@ -394,6 +404,13 @@ def main() -> None:
         if not complaints.closed:
             traceback.print_exc(file=complaints)
         raise
+
+
+def _abandoned() -> bool:
+    """Whether nobody reads any more what this process prints."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _redirect_output(log: Path) -> None:

@@ -1,7 +1,8 @@
 """What lies in a machine's folder, which only its user can read (0700), and under which names.
 
 ``config`` says how the agent is to run, ``pid`` who it is, ``agent.sock`` is where it listens,
-``ended.json`` why it has ended, and ``runs`` holds what waits to be collected.
+``ready`` says that its launcher knows so, ``ended.json`` why it has ended, and ``runs`` holds what
+waits to be collected.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from mlinfra_sdk.worker.watchdog import Limits
 
 SOCKET = "agent.sock"
 SOCKETS = "sockets"
+READY = "ready"
 ENDED = "ended.json"
 
 

@@ -24,12 +24,13 @@ from typing import IO, Any
 import msgspec
 import psutil
 
-from mlinfra_sdk.catalog import Device, Gpus
 from mlinfra_sdk.errors import MlinfraError, ProviderError, StateError
 from mlinfra_sdk.link.relay import MARKER
+from mlinfra_sdk.spec import Gpu
 from mlinfra_sdk.worker import gpus
 from mlinfra_sdk.worker.folder import (
     ENDED,
+    READY,
     SOCKET,
     Config,
     load_config,
@@ -37,7 +38,7 @@ from mlinfra_sdk.worker.folder import (
     save_config,
 )
 
-_OF_ONE_AGENT = ("pid", "config", SOCKET, ENDED)
+_OF_ONE_AGENT = ("pid", "config", SOCKET, READY, ENDED)
 _STOP_PATIENCE = 5.0
 KEPT = b"k"
 _KEPT_PATIENCE = 60.0
@@ -75,10 +76,23 @@ def remains(machines: Path) -> list[Path]:
     ]
 
 
+def serves(folder: Path) -> bool:
+    """Whether an agent runs there and its launcher knew. One whose launcher was killed before is
+    ended, for it may be about to do so itself."""
+    process = _agent_process(folder)
+    if process is None:
+        return False
+    if not (folder / READY).exists():
+        _end(process)
+        return False
+    return True
+
+
 def prepare(folder: Path, config: Config, previous: Path | None) -> None:
     """Make the folder for an agent, which takes over what the folder ``previous`` holds."""
     if previous is not None:
         previous.rename(folder)
+    if _has_runs(folder):  # also of a launch that was killed after it had taken them over
         for name in _OF_ONE_AGENT:
             (folder / name).unlink(missing_ok=True)
     else:
@@ -90,7 +104,8 @@ def prepare(folder: Path, config: Config, previous: Path | None) -> None:
 class Starting:
     """An agent that has been started and may not listen yet."""
 
-    def __init__(self, process: subprocess.Popen[bytes], stderr: IO[bytes]) -> None:
+    def __init__(self, folder: Path, process: subprocess.Popen[bytes], stderr: IO[bytes]) -> None:
+        self._folder = folder
         self._process = process
         self._stderr = stderr
 
@@ -99,6 +114,7 @@ class Starting:
         assert self._process.stdout is not None
         with self._process.stdout, self._stderr:
             if self._process.stdout.readline() == b"ready\n":
+                (self._folder / READY).touch(mode=0o600)
                 return
             self._process.wait()
             self._stderr.seek(0)
@@ -122,7 +138,7 @@ def start(folder: Path) -> Starting:
     file = os.open(folder / "pid", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with open(file, "w") as pid:
         pid.write(str(process.pid))
-    return Starting(process, stderr)
+    return Starting(folder, process, stderr)
 
 
 def stop(folder: Path) -> None:
@@ -179,7 +195,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
 
     key: str
     config: Config
-    gpu: Gpus | None = None
+    gpu: Gpu | None = None
     where: str = ""
     previous: str = ""
 
@@ -189,7 +205,7 @@ class Launched(msgspec.Struct, frozen=True):
 
     folder: str
     secret: bytes
-    gpus: list[Device]
+    gpus: list[gpus.Found]
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -219,7 +235,7 @@ class Host:
         if launch.gpu is not None:
             gpus.require(launch.gpu, launch.where)
         folder = self.folder(launch.key)
-        fresh = not status(folder).alive
+        fresh = not serves(folder)
         if fresh:
             try:
                 config = msgspec.structs.replace(

@@ -1,0 +1,56 @@
+"""Only one process at a time looks for a machine of some name, and launches it if there is none."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+
+from mlinfra_sdk import paths
+
+_POLL = 0.02
+
+
+@asynccontextmanager
+async def claimed(provider: str, name: str) -> AsyncIterator[None]:
+    """Wait until nobody else is in here for this name. A process that is killed leaves at once:
+    the claim is a lock on a file, which ends with its holder."""
+    folder = paths.data_dir() / "claims"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    path = folder / f"{provider}-{name}"
+    fd = await _locked(path)
+    try:
+        yield
+    finally:
+        path.unlink()
+        os.close(fd)
+
+
+async def _locked(path: Path) -> int:
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            while True:
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    await anyio.sleep(_POLL)
+            # Its last holder removed it: whoever comes next makes a new file.
+            if _is(path, fd):
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def _is(path: Path, fd: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(fd))
+    except FileNotFoundError:
+        return False

@@ -1,1 +1,0 @@
-"""``on=jupyter``: any Jupyter Server by its URL and token, also one of a JupyterHub."""
