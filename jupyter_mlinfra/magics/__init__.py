@@ -53,6 +53,7 @@ class RemoteMagics:
             "logs": self._logs,
             "wait": self._wait,
             "cancel": self._cancel,
+            "cost": self._cost,
         }
         handlers[command.name](command)
 
@@ -80,6 +81,13 @@ class RemoteMagics:
         ledger = Ledger.open()
         try:
             status.show_machines(ledger, portal().call(lifecycle.settle(ledger)))
+        finally:
+            ledger.close()
+
+    def _cost(self, command: grammar.Command) -> None:
+        ledger = Ledger.open()
+        try:
+            status.show_cost(ledger, command.arguments[0] if command.arguments else "day")
         finally:
             ledger.close()
 

@@ -9,6 +9,7 @@ from IPython.core.completer import CompletionContext, SimpleCompletion, context_
 from IPython.core.interactiveshell import InteractiveShell
 
 from mlinfra_sdk import spec
+from mlinfra_sdk.ledger.report import GROUPS
 from mlinfra_sdk.spec import CELL, NOTEBOOK, SETTINGS
 
 from .grammar import SUBCOMMANDS
@@ -69,6 +70,8 @@ def complete(
         return _setting(word, earlier[1:], NOTEBOOK, machines)
     if earlier == ["stop"]:
         return _starting_with(word, machines())
+    if earlier == ["cost"]:
+        return _starting_with(word, GROUPS)
     if earlier[0] == "pull":
         return _starting_with(word, [name for name in pullable() if name not in earlier])
     return word, []
@@ -82,6 +85,8 @@ def _setting(
         setting = SETTINGS.get(key)
         if setting is None:
             return value, []
+        if setting.kind is spec.GPU:
+            value = value.rpartition("|")[2]
         return _starting_with(
             value, machines() if setting.kind is spec.NAME else setting.kind.suggestions()
         )

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mlinfra_sdk import spec
+from mlinfra_sdk.catalog import catalog
 from mlinfra_sdk.errors import RequestError
+from mlinfra_sdk.ledger.report import GROUPS
 from mlinfra_sdk.spec import CELL, NOTEBOOK, SETTINGS, Layer
 
 CELL_ORIGIN = "the %%remote line"
@@ -38,6 +40,9 @@ SUBCOMMANDS: Mapping[str, Subcommand] = {
     ),
     "logs": Subcommand("logs RUN [-f]", "show what a run has printed; -f: and what it will"),
     "wait": Subcommand("wait RUN", "wait for the end of a run, without collecting it"),
+    "cost": Subcommand(
+        "cost [GROUP]", "what was spent in 30 days by day, notebook, machine, provider or run"
+    ),
     "cancel": Subcommand("cancel RUN", "interrupt a run, or take it out of the queue"),
 }
 
@@ -81,7 +86,8 @@ def parse_command(line: str) -> Command:
 
 
 def _check_arguments(name: str, arguments: list[str]) -> None:
-    most = {"stop": 1, "pull": len(arguments), "attach": 1, "logs": 2, "wait": 1, "cancel": 1}
+    one = dict.fromkeys(("stop", "attach", "wait", "cancel", "cost"), 1)
+    most = {**one, "pull": len(arguments), "logs": 2}
     least = 1 if name in ("pull", "logs", "wait", "cancel") else 0
     usage = f"Write: %remote {SUBCOMMANDS[name].usage}"
     taken = most.get(name, 0)
@@ -97,6 +103,9 @@ def _check_arguments(name: str, arguments: list[str]) -> None:
     for argument in arguments:
         if name == "pull" and not argument.isidentifier():
             raise RequestError(f"%remote pull: {argument!r} is not a variable name.", hint=usage)
+        if name == "cost" and argument not in GROUPS:
+            guess = spec.did_you_mean(argument, GROUPS)
+            raise RequestError(f"%remote cost: {argument!r} is not understood.{guess}", hint=usage)
 
 
 def _words(line: str, origin: str) -> list[str]:
@@ -137,7 +146,7 @@ def _bare(word: str, words: list[str], place: str, origin: str) -> str:
         )
     if word in spec.targets():
         raise _malformed(word, origin, f"on={word}")
-    if word.partition(":")[0].upper() in spec.GPU.suggestions():
+    if catalog().canonical(word.partition(":")[0]) is not None:
         raise _malformed(word, origin, f"gpu={word}")
     name = word.lstrip("-")
     if name in SETTINGS and SETTINGS[name].kind is not spec.FLAG:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 
-from mlinfra_sdk import units
+from mlinfra_sdk import cli_cost, units
 from mlinfra_sdk.errors import RequestError
 from mlinfra_sdk.ledger import Ledger, Machine
+from mlinfra_sdk.ledger.report import report
 from mlinfra_sdk.machines import lifecycle
 from mlinfra_sdk.machines.portal import portal
 from mlinfra_sdk.session import Session
@@ -59,6 +60,11 @@ def show_machines(ledger: Ledger, alive: list[Machine]) -> None:
         up = units.format_duration(time.time() - (machine.started_at or machine.intended_at))
         cost = units.format_usd(ledger.cost(machine.id).total)
         print(f"{machine.name}  on {machine.provider}  {machine.gpu or 'CPU'}  up {up}  {cost}")
+
+
+def show_cost(ledger: Ledger, by: str) -> None:
+    """What was spent in the last 30 days."""
+    cli_cost.show(report(ledger, by, since=cli_cost.moment("30d")))
 
 
 def show_runs(runs: list[tuple[str, RunInfo]]) -> None:

@@ -86,6 +86,10 @@ def _dispatch(words: list[str]) -> int:
         return _stop(options.name, options.all)
     if options.command == "doctor":
         return _doctor(options.json)
+    if options.command == "cost":
+        from mlinfra_sdk import cli_cost
+
+        return cli_cost.dispatch(options)
     from mlinfra_sdk import cli_runs
 
     return cli_runs.dispatch(options)
@@ -136,8 +140,32 @@ def _parser() -> argparse.ArgumentParser:
         "Exits with 1 if there is a problem.",
     )
     doctor.add_argument("--json", action="store_true", help="print JSON")
+    _add_cost_command(commands)
     _add_run_commands(commands)
     return parser
+
+
+def _add_cost_command(commands: Any) -> None:
+    cost = commands.add_parser(
+        "cost",
+        help="show what was spent by day, notebook, machine, provider or run",
+        description="Show what machines have cost. The rows always add up to the whole.",
+    )
+    cost.add_argument(
+        "--by",
+        metavar="GROUP",
+        default="day",
+        help="day, notebook, machine, provider or run (default: day)",
+    )
+    cost.add_argument(
+        "--since", metavar="WHEN", default="30d", help="a date or a duration ago (default: 30d)"
+    )
+    cost.add_argument("--until", metavar="WHEN", help="a date or a duration ago (default: now)")
+    output = cost.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print JSON")
+    output.add_argument(
+        "--output", metavar="FILE", help="write FILE.csv, FILE.json or FILE.parquet instead"
+    )
 
 
 def _add_run_commands(commands: Any) -> None:

@@ -17,6 +17,7 @@ import msgspec
 
 from mlinfra_sdk import paths, providers, spec
 from mlinfra_sdk._version import __version__
+from mlinfra_sdk.catalog import describe_devices
 from mlinfra_sdk.errors import MlinfraError
 from mlinfra_sdk.ledger import Ledger
 from mlinfra_sdk.objects.store import ChunkStore
@@ -157,10 +158,7 @@ def _sockets() -> str:
 def _gpu() -> str:
     from mlinfra_sdk.worker import gpus
 
-    return (
-        ", ".join(it.name for it in gpus.present())
-        or "no NVIDIA GPU here; on=local runs on the CPU"
-    )
+    return describe_devices(gpus.present()) or "no NVIDIA GPU here; on=local runs on the CPU"
 
 
 def _provider(target: str) -> Iterator[Check]:

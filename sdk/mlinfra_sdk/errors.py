@@ -6,6 +6,17 @@ Every error that a user can meet says three things: what is wrong, where, and wh
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.7) -> str:
+    """A sentence naming the known word that is closest, or nothing if none is as similar as
+    ``cutoff`` (0 to 1)."""
+    lowered = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=cutoff)
+    return f" Did you mean {lowered[close[0]]!r}?" if close else ""
+
 
 class MlinfraError(Exception):
     """Base of all errors of this product.

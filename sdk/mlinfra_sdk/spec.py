@@ -11,7 +11,6 @@ Values come in layers, each overriding the one before: built-in, the user's ``co
 
 from __future__ import annotations
 
-import difflib
 import functools
 import os
 import re
@@ -25,7 +24,10 @@ from typing import Any
 import msgspec
 
 from . import paths, units
+from .catalog import Gpu as Gpu
+from .catalog import Gpus, catalog, parse_gpus
 from .errors import RequestError
+from .errors import did_you_mean as did_you_mean
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -38,20 +40,10 @@ CONFIG = "configuration files and the environment"
 EVERYWHERE = (CELL, NOTEBOOK, CONFIG)
 
 
-class Gpu(msgspec.Struct, frozen=True):
-    """An accelerator by its usual name, and how many of it."""
-
-    name: str
-    count: int = 1
-
-    def __str__(self) -> str:
-        return self.name if self.count == 1 else f"{self.name}:{self.count}"
-
-
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What to run on, with every setting resolved. Durations in seconds, sizes in bytes."""
 
-    gpu: Gpu | None = None
+    gpu: Gpus | None = None
     on: str = "local"
     idle: float = 900.0
     time: float | None = None
@@ -115,15 +107,6 @@ def _targets() -> tuple[str, ...]:
     return tuple(sorted(found | {Request().on}))
 
 
-def _parse_gpu(text: str) -> Gpu | None:
-    if text.lower() == "none":
-        return None
-    match = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)(?::([1-9][0-9]{0,3}))?", text)
-    if match is None:
-        raise ValueError(text)
-    return Gpu(match[1], int(match[2] or 1))
-
-
 def _parse_target(text: str) -> str:
     if text not in targets():
         raise ValueError(did_you_mean(text, targets()))
@@ -169,10 +152,11 @@ def _none_or(show: Callable[[Any], str]) -> Callable[[Any], str]:
 
 
 GPU = Kind(
-    "a GPU name, with a count if more than one, such as A10 or A10:2, or none",
-    _parse_gpu,
+    "a GPU name such as A10, with a count as in A10:2, memory such as 24GB, alternatives as in "
+    "A10|L4, any, or none",
+    parse_gpus,
     _none_or(str),
-    lambda: ("T4", "L4", "A10", "L40S", "A100", "H100", "none"),
+    lambda: (*catalog().names, "any", "none"),
 )
 TARGET = Kind("one of the installed providers", _parse_target, str, targets)
 DURATION = Kind(
@@ -333,7 +317,7 @@ def _parse_one(key: str, value: object, place: str, origin: str) -> object:
         return setting.kind.parse(text.strip())
     except ValueError as error:
         shown = text if text is not None else repr(value)
-        guess = str(error) if setting.kind is TARGET else ""
+        guess = str(error) if setting.kind in (TARGET, GPU) else ""
         accepts = setting.kind.accepts
         if setting.kind is TARGET:
             accepts = f"{accepts}: {', '.join(targets())}"
@@ -353,13 +337,6 @@ def _as_text(value: object) -> str | None:
     if isinstance(value, (int, float)):
         return str(value)
     return None
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A sentence naming the known word that is closest, or nothing."""
-    lowered = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.7)
-    return f" Did you mean {lowered[close[0]]!r}?" if close else ""
 
 
 def resolve(layers: Iterable[Layer]) -> Resolved:
@@ -436,6 +413,8 @@ def _read_file(path: str, tool: str | None, _mtime: int, _size: int) -> Layer:
             raise RequestError(
                 f"{origin} is not a table.", hint=f"Write [tool.{tool}] and the keys below it."
             )
+    else:
+        table.pop("prices", None)  # catalog/prices.py reads these
     values: dict[str, object] = {}
     for key, value in table.items():
         where = _line_of(text, key, f"[tool.{tool}]" if tool else None)

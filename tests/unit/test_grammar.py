@@ -8,12 +8,17 @@ from hypothesis import strategies as st
 
 from jupyter_mlinfra.magics import completion, grammar
 from mlinfra_sdk.errors import RequestError
-from mlinfra_sdk.spec import CELL, NOTEBOOK, SETTINGS, Gpu
+from mlinfra_sdk.spec import CELL, NOTEBOOK, SETTINGS, Gpu, Gpus
 
 
 def test_a_cell_line() -> None:
     layer = grammar.parse_cell(" gpu=A10:2  idle=1h30m machine='train-1' quiet ")
-    assert layer.values == {"gpu": Gpu("A10", 2), "idle": 5400, "machine": "train-1", "quiet": True}
+    assert layer.values == {
+        "gpu": Gpus((Gpu("A10", 2),)),
+        "idle": 5400,
+        "machine": "train-1",
+        "quiet": True,
+    }
     assert layer.origin == "the %%remote line"
     assert grammar.parse_cell("").values == {}
     assert grammar.parse_cell("isolate=no quiet=yes").values == {"isolate": False, "quiet": True}
@@ -63,7 +68,7 @@ def test_commands() -> None:
     assert grammar.parse_command("stop train-1").arguments == ("train-1",)
     use = grammar.parse_command("use gpu=A10 quiet idle= price=0.1")
     assert use.name == "use"
-    assert use.settings.values == {"gpu": Gpu("A10"), "quiet": True, "price": 100_000}
+    assert use.settings.values == {"gpu": Gpus((Gpu("A10"),)), "quiet": True, "price": 100_000}
     assert use.settings.origin == "%remote use"
     assert use.unset == ("idle",)
 
@@ -94,6 +99,9 @@ def test_help_covers_the_whole_grammar() -> None:
         assert f"%remote {name}" in grammar.LINE_HELP
 
 
+A100_PARTS = ["A100-PCIE-40GB", "A100-PCIE-80GB", "A100-SXM-40GB", "A100-SXM-80GB"]
+
+
 def complete(line: str, first_line: bool = True) -> tuple[str, list[str]] | None:
     return completion.complete(
         line, first_line, machines=lambda: ["train", "test"], pullable=lambda: ["model", "history"]
@@ -106,7 +114,8 @@ def complete(line: str, first_line: bool = True) -> tuple[str, list[str]] | None
         ("%%remote g", "g", ["gpu="]),
         ("%%remote gpu=A10 i", "i", ["idle=", "isolate"]),
         ("%%remote quiet q", "q", []),
-        ("%%remote gpu=a1", "a1", ["A10", "A100"]),
+        ("%%remote gpu=a10", "a10", ["A10", "A100", "A100-40GB", "A100-80GB", "A10G", *A100_PARTS]),
+        ("%%remote gpu=A10|l", "l", ["L4", "L40", "L40S"]),
         ("%%remote on=", "", ["local"]),
         ("%%remote isolate=", "", ["yes", "no"]),
         ("%%remote machine=t", "t", ["train", "test"]),

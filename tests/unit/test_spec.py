@@ -8,7 +8,7 @@ import pytest
 
 from mlinfra_sdk import spec
 from mlinfra_sdk.errors import RequestError
-from mlinfra_sdk.spec import CELL, CONFIG, NOTEBOOK, SETTINGS, Gpu, Request
+from mlinfra_sdk.spec import CELL, CONFIG, NOTEBOOK, SETTINGS, Gpu, Gpus, Request
 
 
 @pytest.fixture
@@ -54,8 +54,8 @@ def test_a_shown_value_reads_back_as_itself(name: str) -> None:
 
 
 def test_values() -> None:
-    assert cell(gpu="A10") == {"gpu": Gpu("A10", 1)}
-    assert cell(gpu="A100-80GB:8") == {"gpu": Gpu("A100-80GB", 8)}
+    assert cell(gpu="A10") == {"gpu": Gpus((Gpu("A10", 1),))}
+    assert cell(gpu="A100-80GB:8") == {"gpu": Gpus((Gpu("A100-80GB", 8),))}
     assert cell(gpu="none", time="none") == {"gpu": None, "time": None}
     assert cell(on="local", idle="1h30m", time="90s") == {"on": "local", "idle": 5400, "time": 90}
     assert cell(isolate="yes", quiet="off", eager_limit="2GiB") == {
@@ -75,6 +75,9 @@ def test_values() -> None:
         ("gpu", "A10:two"),
         ("gpu", "A10,"),
         ("gpu", "A10:2:3"),
+        ("gpu", "A10|"),
+        ("gpu", "0GB"),
+        ("gpu", "none|A10"),
         ("on", "nowhere"),
         ("idle", "15"),
         ("idle", "0s"),
@@ -134,7 +137,7 @@ def test_later_layers_win_and_origins_are_kept(home: Path, monkeypatch: pytest.M
         ]
     )
     assert resolved.request == Request(
-        gpu=Gpu("A10"), idle=300, time=7200, eager_limit=3_000_000, price=500_000
+        gpu=Gpus((Gpu("A10"),)), idle=300, time=7200, eager_limit=3_000_000, price=500_000
     )
     origins = resolved.origins
     assert origins["on"] == "default"

@@ -10,7 +10,7 @@ from mlinfra_sdk.errors import MlinfraError, ProviderError, RequestError
 from mlinfra_sdk.ledger import Ledger, Machine
 from mlinfra_sdk.machines.claim import claimed
 from mlinfra_sdk.providers.base import Handle, Offer, Provider
-from mlinfra_sdk.spec import Request
+from mlinfra_sdk.spec import Gpu, Request
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ async def acquire(request: Request, name: str, ledger: Ledger) -> LiveMachine:
             handle = Handle.from_json(known.handle)
             status = await provider.status(handle)
             if status.alive:
-                return LiveMachine(known.id, name, provider, handle, _offer_of(known, request))
+                return LiveMachine(known.id, name, provider, handle, _offer_of(known))
             ledger.machine_stopped(known.id, reason=status.reason, at=status.ended_at)
             await provider.stop(handle)
         offers = await provider.offers(request)
@@ -48,8 +48,9 @@ async def acquire(request: Request, name: str, ledger: Ledger) -> LiveMachine:
         return await _launch(provider, offers[0], request, name, ledger, unfinished)
 
 
-def _offer_of(known: Machine, request: Request) -> Offer:
-    return Offer(known.provider, request.gpu, known.price, 0.0)
+def _offer_of(known: Machine) -> Offer:
+    gpu = Gpu(known.gpu, known.gpu_count) if known.gpu else None
+    return Offer(known.provider, gpu, known.price, 0.0)
 
 
 async def _launch(

@@ -42,11 +42,10 @@ class LocalProvider:
 
     async def offers(self, request: Request) -> list[Offer]:
         """This machine, if it has the GPU that is asked for."""
-        if request.gpu is not None:
-            gpus.require(request.gpu, self.name)
+        gpu = None if request.gpu is None else gpus.require(request.gpu, self.name)
         source = "set by price=" if request.price else "your own machine"
         price = Price(request.price, source, time.strftime("%Y-%m-%d"))
-        return [Offer(self.name, request.gpu, price, _START_SECONDS)]
+        return [Offer(self.name, gpu, price, _START_SECONDS)]
 
     async def launch(
         self, offer: Offer, request: Request, key: str, previous: Handle | None = None

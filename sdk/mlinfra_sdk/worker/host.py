@@ -24,9 +24,9 @@ from typing import IO, Any
 import msgspec
 import psutil
 
+from mlinfra_sdk.catalog import Device, Gpus
 from mlinfra_sdk.errors import MlinfraError, ProviderError, StateError
 from mlinfra_sdk.link.relay import MARKER
-from mlinfra_sdk.spec import Gpu
 from mlinfra_sdk.worker import gpus
 from mlinfra_sdk.worker.folder import (
     ENDED,
@@ -195,7 +195,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
 
     key: str
     config: Config
-    gpu: Gpu | None = None
+    gpu: Gpus | None = None
     where: str = ""
     previous: str = ""
 
@@ -205,7 +205,7 @@ class Launched(msgspec.Struct, frozen=True):
 
     folder: str
     secret: bytes
-    gpus: list[gpus.Found]
+    gpus: list[Device]
 
 
 class Answer(msgspec.Struct, frozen=True):

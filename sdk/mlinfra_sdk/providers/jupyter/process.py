@@ -1,0 +1,205 @@
+"""Programs with binary stdin and stdout on the machine of a Jupyter Server, by a kernel's comms.
+
+The other half is ``in_kernel.py``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import uuid
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import anyio
+
+from mlinfra_sdk.errors import LinkError, ProviderError
+from mlinfra_sdk.link.frames import Buffer
+from mlinfra_sdk.providers.jupyter import in_kernel
+from mlinfra_sdk.providers.jupyter.channel import KernelChannel, Message, open_channel
+from mlinfra_sdk.providers.jupyter.server import Server
+
+_PING_EVERY = 10.0
+_GOODBYE_WITHIN = 2.0
+_STDERR_KEPT = 64 << 10
+
+
+class KernelProcess:
+    """A program that runs there: a wire whose other end are its stdin and stdout.
+
+    A websocket that breaks ends it, as a connection that breaks ends what ``ssh`` runs.
+    """
+
+    def __init__(self, channel: KernelChannel) -> None:
+        self._channel = channel
+        self._comm = uuid.uuid4().hex
+        self._turn = anyio.Lock()
+        self._steps = 0
+        self._chunks: deque[memoryview] = deque()
+        self._stderr = bytearray()
+        self._sent = self._written = 0
+        self._arrived = self._used = self._told = 0
+        self._unanswered = 0
+        self._closed = False
+        self.returncode: int | None = None
+        """Its exit status, once it has ended."""
+
+    async def start(self, argv: Sequence[str]) -> None:
+        """Run the program; a kernel that does not yet know how to is taught first."""
+        source = inspect.getsource(in_kernel)
+        install = f"exec({source!r}, {{'__name__': '__main__', 'get_ipython': get_ipython}})"
+        request = {
+            "code": install,
+            "silent": True,
+            "store_history": False,
+            "user_expressions": {},
+            "allow_stdin": False,
+            "stop_on_error": False,
+        }
+        question = await self._channel.send("shell", "execute_request", request)
+        while True:
+            message = await self._channel.receive()
+            if message.parent == question and message.kind == "execute_reply":
+                break
+        if message.content.get("status") != "ok":
+            raise ProviderError(
+                f"The kernel cannot run programs: {message.content.get('evalue', 'no reason')}.",
+                hint="The server must offer a Python kernel (ipykernel) on a POSIX system.",
+            )
+        await self._tell({"argv": list(argv)}, kind="comm_open", target_name=in_kernel.TARGET)
+
+    async def send(self, buffers: Sequence[Buffer]) -> None:
+        """Write to its stdin, all of it."""
+        for piece in _pieces(buffers, in_kernel.PIECE):
+            await self._until(lambda: self._ended or self._sent - self._written < in_kernel.WINDOW)
+            if self._ended:
+                raise LinkError(f"The program there has ended. {self.complaint()}".strip())
+            at, self._sent = self._sent, self._sent + len(piece)
+            await self._tell({"at": at}, [piece])
+
+    async def receive_into(self, space: memoryview) -> int:
+        """Read from its stdout at least one byte; 0 when it has ended."""
+        await self._until(lambda: bool(self._chunks) or self._ended)
+        if not self._chunks:
+            return 0
+        chunk = self._chunks[0]
+        count = min(len(space), len(chunk))
+        space[:count] = chunk[:count]
+        if count == len(chunk):
+            self._chunks.popleft()
+            self._unanswered += 1
+        else:
+            self._chunks[0] = chunk[count:]
+        self._used += count
+        if (
+            self._used - self._told >= in_kernel.WINDOW // 4
+            or self._unanswered >= in_kernel.WINDOW_MESSAGES // 4
+        ):
+            self._told, self._unanswered = self._used, 0
+            with suppress(LinkError):  # what has arrived is given out also after a cut
+                await self._tell({"got": self._used})
+        return count
+
+    def complaint(self) -> str:
+        """The end of what it has written to stderr so far."""
+        return self._stderr.decode("utf-8", "replace").strip()
+
+    async def aclose(self) -> None:
+        """End the program, if it still runs, and close the websocket."""
+        if self._closed:
+            return
+        self._closed = True
+        with anyio.CancelScope(shield=True):
+            if not self._ended:
+                with suppress(LinkError), anyio.move_on_after(_GOODBYE_WITHIN):
+                    await self._tell({}, kind="comm_close")
+            await self._channel.aclose()
+
+    @property
+    def _ended(self) -> bool:
+        return self.returncode is not None
+
+    async def _tell(
+        self,
+        data: dict[str, Any],
+        buffers: Sequence[Buffer] = (),
+        kind: str = "comm_msg",
+        **more: str,
+    ) -> None:
+        content = {"comm_id": self._comm, "data": data, **more}
+        await self._channel.send("shell", kind, content, buffers)
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        """Whoever waits takes messages, one waiter at a time, for all of them."""
+        while not condition():
+            step = self._steps
+            async with self._turn:
+                if step == self._steps:
+                    await self._take()
+                    self._steps += 1
+
+    async def _take(self) -> None:
+        with anyio.move_on_after(_PING_EVERY) as silence:
+            message = await self._channel.receive()
+        if silence.cancelled_caught:
+            # A living kernel says that it is busy with each message. Nobody says that one is gone.
+            await self._tell({"ping": True})
+            with anyio.move_on_after(_PING_EVERY) as silence:
+                message = await self._channel.receive()
+        if silence.cancelled_caught:
+            raise LinkError("The kernel that carried the connection does not answer.")
+        if message.channel == "iopub" and message.kind == "status":
+            if message.content.get("execution_state") in ("restarting", "dead"):
+                raise LinkError("The kernel that carried the connection has ended.")
+        elif message.kind == "comm_msg" and message.content.get("comm_id") == self._comm:
+            self._on_comm(message.content["data"], message)
+        elif message.kind == "comm_close" and message.content.get("comm_id") == self._comm:
+            raise LinkError("The kernel does not know how to run programs.")
+
+    def _on_comm(self, data: dict[str, Any], message: Message) -> None:
+        if "exit" in data:
+            self.returncode = int(data["exit"])
+        elif "fault" in data:
+            raise ProviderError(
+                f"The program cannot be run there: {data['fault']}.",
+                hint="The server's system misses it, or does not let you run it.",
+            )
+        elif "got" in data:
+            self._written = max(self._written, int(data["got"]))
+        elif "err" in data:
+            for buffer in message.buffers:
+                self._stderr += buffer
+            del self._stderr[:-_STDERR_KEPT]
+        elif "at" in data:
+            if data["at"] != self._arrived:
+                raise LinkError(
+                    "The server dropped output of its kernel.",
+                    hint="Its iopub_msg_rate_limit may be too low.",
+                )
+            for buffer in message.buffers:
+                self._arrived += len(buffer)
+                self._chunks.append(buffer)
+
+
+async def open_process(server: Server, kernel_id: str, argv: Sequence[str]) -> KernelProcess:
+    """Run the program in a session of its own on the machine of the kernel."""
+    process = KernelProcess(await open_channel(server, kernel_id))
+    try:
+        await process.start(argv)
+    except BaseException:
+        await process.aclose()
+        raise
+    return process
+
+
+def _pieces(buffers: Sequence[Buffer], size: int) -> list[Buffer]:
+    """The same bytes in pieces of at most ``size``, small ones put together."""
+    total = sum(len(buffer) for buffer in buffers)
+    if total <= size:
+        return [b"".join(buffers)] if total else []
+    pieces: list[Buffer] = []
+    for buffer in buffers:
+        view = memoryview(buffer)
+        pieces += [view[start : start + size] for start in range(0, len(view), size)]
+    return pieces
