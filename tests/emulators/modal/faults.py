@@ -1,0 +1,27 @@
+"""What can be made to go wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Faults:
+    """Switches that a test sets; all are off at first."""
+
+    capacity: bool = True
+    """Whether there are machines. Without, a sandbox with a GPU is never scheduled."""
+    refuse: str = ""
+    """Sandboxes are refused with this text (RESOURCE_EXHAUSTED)."""
+    unavailable: dict[str, int] = field(default_factory=dict)
+    """How often a method still answers UNAVAILABLE."""
+    expired: int = 0
+    """How many calls of the command router still find their token expired."""
+    start_delay: float = 0.0
+    """Seconds from the creation of a sandbox to its start."""
+    image_log: str = ""
+    """Images are not built; their build prints this and fails."""
+    wrong_gpu: str = ""
+    """Sandboxes get this GPU, whatever was asked for."""
+    cut_after: int = 0
+    """Cut the next stream of output once, after so many bytes."""
