@@ -219,7 +219,8 @@ class Connection:
             request = m.Evaluate(client.next_id(), self._kernel, "fetch", [token])
             outputs = decode_outputs(client.ask(request, bytes))
             if not self._shared_store:
-                client.download(outputs.digests())
+                sizes = outputs.chunks()
+                client.download(list(sizes), sizes=sizes)
             return outputs
 
     def _ready(self, frontend: Frontend) -> AgentClient:

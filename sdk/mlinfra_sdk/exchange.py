@@ -12,6 +12,8 @@ import msgspec
 from mlinfra_sdk import spec
 from mlinfra_sdk.connection import Connection, decode_outputs
 from mlinfra_sdk.errors import (
+    ChunkCorrupt,
+    ChunkMissing,
     KernelDied,
     LinkClosed,
     MachineLost,
@@ -19,6 +21,7 @@ from mlinfra_sdk.errors import (
     RequestError,
     RunCancelled,
     RunDetached,
+    StoreError,
 )
 from mlinfra_sdk.frontend import Console, Frontend
 from mlinfra_sdk.jobs import Background, RunHandle
@@ -79,9 +82,9 @@ class Exchange(Connection):
             if new_kernel:
                 self._local.abandon()
             try:
-                inputs = self._local.prepare(names, code)
-                if not self._shared_store and (digests := inputs.digests()):
-                    client.upload(digests)
+                inputs = self._supply(
+                    client, lambda: self._local.prepare(names, code), frontend or Console()
+                )
             finally:
                 self._local.abandon()
             run, kernel = secrets.token_hex(4), self._kernel
@@ -261,8 +264,12 @@ class Exchange(Connection):
         with self._lock:
             try:
                 return self._exchange(code, prepare, frontend, count, kind, cell)
-            except _NotBegun:
+            except (_NotBegun, _NotLoaded):
+                pass
+            try:
                 return self._exchange(code, prepare, frontend, count, kind, cell)
+            except _NotLoaded as error:
+                raise ChunkCorrupt(error.message, hint="Its disk may be broken.") from None
 
     def _exchange(
         self,
@@ -275,11 +282,8 @@ class Exchange(Connection):
     ) -> Result:
         client = self._ready(frontend)
         self._local.eager_limit = self.request.eager_limit
-        inputs = prepare()
         before = client.bytes_sent, client.bytes_received
-        if not self._shared_store and (digests := inputs.digests()):
-            frontend.phase("data")
-            client.upload(digests)
+        inputs = self._supply(client, prepare, frontend)
         run = Running(secrets.token_hex(4), portal(), frontend.publish)
         client.listen(run.name, run.sink)
         ledger_run = _new_number()
@@ -294,9 +298,12 @@ class Exchange(Connection):
                 self._submit(client, run, code, inputs, count, frontend, ledger_run)
                 self._open_run(ledger_run, kind, cell)  # while the machine is at work
                 outcome = self._until_end(client, run, frontend, 0)
-                result = self._finish(client, outcome, self._local.apply)
+                result = self._finish(client, outcome, self._local.apply, frontend.progress)
                 client.send(m.Collected(client.next_id(), run.name))
                 status = _status_of(result)
+            except _NotLoaded:
+                client.send(m.Collected(client.next_id(), run.name))
+                raise
             except (RunDetached, KeyboardInterrupt):
                 status = ""  # it goes on over there, and whoever collects it closes it
                 raise
@@ -307,6 +314,22 @@ class Exchange(Connection):
         report = result.report
         frontend.moved(sent, [*report.changed, *report.remote], up, down)
         return result
+
+    def _supply(
+        self, client: AgentClient, prepare: Callable[[], Inputs], frontend: Frontend
+    ) -> Inputs:
+        """What a run needs, with all its chunks on the machine. A chunk that was damaged in this
+        side's store is made anew from the variables."""
+        try:
+            return self._upload(client, prepare(), frontend)
+        except (ChunkCorrupt, ChunkMissing):
+            return self._upload(client, prepare(), frontend)
+
+    def _upload(self, client: AgentClient, inputs: Inputs, frontend: Frontend) -> Inputs:
+        if not self._shared_store and (digests := inputs.digests()):
+            frontend.phase("data")
+            client.upload(digests, frontend.progress)
+        return inputs
 
     def _left_alone(self, run: str, error: LinkClosed) -> MlinfraError:
         """What to say of a run whose machine cannot be reached any more."""
@@ -348,15 +371,23 @@ class Exchange(Connection):
         run.submitted(client.send(request))
 
     def _finish(
-        self, client: AgentClient, outcome: Outcome, apply: Callable[[Outputs], Report]
+        self,
+        client: AgentClient,
+        outcome: Outcome,
+        apply: Callable[[Outputs], Report],
+        progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Result:
         """Take over what the run changed."""
+        reply = outcome.reply
+        if reply.get("loading") and reply["ename"] in _LOST:
+            self._local.forget("its variables could not be loaded")
+            raise _NotLoaded(reply["evalue"])
         outputs = decode_outputs(outcome.outputs)
         if not self._shared_store:
+            sizes = outputs.chunks()
             with interrupts_raised():
-                client.download(outputs.digests())
+                client.download(list(sizes), progress, sizes)
         report = apply(outputs)
-        reply = outcome.reply
         report.warnings[:0] = reply.get("warnings", [])
         result = Result(
             value=report.extra.get("_"), payload=reply.get("payload", []), report=report
@@ -371,6 +402,14 @@ class Exchange(Connection):
 
 class _NotBegun(Exception):
     """The kernel had ended before it could be given the run."""
+
+
+class _NotLoaded(StoreError):
+    """The cell did not run: chunks of its variables were damaged or missing on the machine, and
+    are sent again with the next try."""
+
+
+_LOST = (ChunkCorrupt.__name__, ChunkMissing.__name__)
 
 
 def _status_of(result: Result) -> str:

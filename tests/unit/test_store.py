@@ -76,6 +76,95 @@ def test_a_chunk_torn_before_the_last_boot_counts_as_missing(store: ChunkStore) 
     assert store.missing([digest]) == [digest]
 
 
+def test_what_something_else_has_written_to_is_verified(store: ChunkStore) -> None:
+    good, bad = store.put_chunk(b"good one"), store.put_chunk(b"bad one")
+    for digest, content in ((good, b"good one"), (bad, b"bad two")):
+        store._path(digest).chmod(0o600)
+        store._path(digest).write_bytes(content)
+    assert store.missing([good, bad]) == [bad]
+    assert store.put_chunk(b"bad one") == bad
+    assert store.missing([good, bad]) == []
+
+
+@pytest.mark.parametrize("seconds, found", [(1800, False), (7200, True)])
+def test_rot_is_found_after_an_hour(store: ChunkStore, seconds: int, found: bool) -> None:
+    digest = store.put_chunk(b"payload")
+    path = store._path(digest)
+    status = path.stat()
+    path.chmod(0o600)
+    path.write_bytes(b"pAyload")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns - seconds * 10**9))
+    assert store.has(digest) is not found
+
+
+def test_mapped_memory_whose_file_was_written_to_is_told_once(store: ChunkStore) -> None:
+    ref = store.put_buffer(os.urandom(2 * CHUNK_SIZE))
+    view = store.map(ref)
+    store.check_mapped()
+    path = store._path(ref.chunks[1])
+    path.chmod(0o600)
+    with path.open("r+b") as file:
+        file.write(bytes(100))
+    with pytest.raises(ChunkCorrupt, match=ref.chunks[1].hex()):
+        ChunkStore(store.root).check_mapped()
+    ChunkStore(store.root).check_mapped()
+    assert len(view) == 2 * CHUNK_SIZE
+
+
+def test_mapped_memory_outlives_its_files(store: ChunkStore) -> None:
+    data = os.urandom(2 * CHUNK_SIZE)
+    view = store.map(store.put_buffer(data))
+    for path in chunk_files(store):
+        path.unlink()
+    store.check_mapped()
+    assert view == data
+    assert store.read(store.put_buffer(view)) == data, "stored again"
+
+
+def test_pinned_chunks_stay_while_their_owner_does(store: ChunkStore, tmp_path: Path) -> None:
+    owner = tmp_path / "run"
+    owner.mkdir()
+    digests = [store.put_chunk(bytes([i]) * 1000) for i in range(3)]
+    store.pin("one", digests[:2], owner)
+    store.pin("other", digests[1:2], tmp_path)
+    for path in chunk_files(store):
+        make_older(path, 7200)
+    assert store.collect_garbage(0) == 1000
+    assert [path.name for path in chunk_files(store)] == sorted(d.hex() for d in digests[:2])
+    owner.rmdir()
+    assert store.collect_garbage(0) == 1000
+    store.unpin("other")
+    store.unpin("other")
+    assert store.collect_garbage(0) == 1000
+
+
+def test_garbage_collection_leaves_room_on_the_disk(store: ChunkStore) -> None:
+    store.put_chunk(b"payload")
+    make_older(chunk_files(store)[0], 7200)
+    assert store.collect_garbage(10**9, least_free=0.0) == 0
+    assert store.collect_garbage(10**9, least_free=1.0) == 7
+
+
+def test_a_writer_that_is_killed_leaves_nothing_that_counts(tmp_path: Path) -> None:
+    script = (
+        "import os, sys; from pathlib import Path; from mlinfra_sdk.objects.store import *\n"
+        "store = ChunkStore(Path(sys.argv[1]))\n"
+        "while True: print(store.put_chunk(os.urandom(CHUNK_SIZE)).hex(), flush=True)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "store")]
+    writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert writer.stdout is not None
+    told = [writer.stdout.readline().strip() for _ in range(5)]
+    writer.kill()
+    told += [line.strip() for line in writer.stdout if len(line) == 65]
+    writer.wait()
+    store = ChunkStore(tmp_path / "store")
+    assert store.missing(map(bytes.fromhex, told)) == []
+    for path in chunk_files(store):
+        if not path.name.startswith("."):
+            assert chunk_digest(path.read_bytes()).hex() == path.name
+
+
 def test_using_a_chunk_marks_it_as_used(store: ChunkStore) -> None:
     digest = store.put_chunk(b"payload")
     make_older(chunk_files(store)[0], 1800)
@@ -125,7 +214,7 @@ def test_mapping_a_truncated_chunk_fails_instead_of_crashing(store: ChunkStore) 
     path = chunk_files(store)[0]
     path.chmod(0o600)
     os.truncate(path, 100)
-    with pytest.raises(ChunkCorrupt):
+    with pytest.raises(ChunkMissing):
         store.map(ref)
 
 

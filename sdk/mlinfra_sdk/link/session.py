@@ -144,6 +144,12 @@ class LinkSession:
         self._consumed(cost)
         return message
 
+    def flow(self, channel: Channel) -> tuple[int, int]:
+        """Bytes that the channel was given in all, and how many of them the other side's
+        application has taken; both with what fragments cost."""
+        outbox = self._outboxes[channel]
+        return outbox.admitted, outbox.consumed
+
     async def flush(self) -> None:
         """Wait until the other side has received everything that is under way."""
         while True:

@@ -5,25 +5,35 @@ Everything public may be called from any thread but the portal's own.
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import contextlib
 import itertools
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import anyio
 import msgspec
 
 from mlinfra_sdk import errors
-from mlinfra_sdk.errors import LinkClosed, MlinfraError, VersionMismatch
+from mlinfra_sdk.errors import (
+    ChunkMissing,
+    LinkClosed,
+    MlinfraError,
+    StoreError,
+    VersionMismatch,
+)
 from mlinfra_sdk.link.client import connect
 from mlinfra_sdk.link.frames import Channel
 from mlinfra_sdk.link.session import LinkSession
 from mlinfra_sdk.link.state import State, Status, Timing
 from mlinfra_sdk.link.wire import Wire
 from mlinfra_sdk.machines.portal import Portal
-from mlinfra_sdk.objects.store import ChunkStore
+from mlinfra_sdk.objects.bulk import Bulk
+from mlinfra_sdk.objects.compression import FEATURE
+from mlinfra_sdk.objects.store import CHUNK_SIZE, ChunkStore
 from mlinfra_sdk.worker import messages as m
 
 T = TypeVar("T")
@@ -31,8 +41,16 @@ T = TypeVar("T")
 _CHECK_EVERY = 5.0
 """Seconds between questions to the provider whether the machine lives."""
 _REMEMBERED_SINKS = 64
+_TELL_EVERY = 0.1
+"""Seconds between two reports of a transfer's progress."""
+_NO_SIZES: Mapping[bytes, int] = MappingProxyType({})
 
 Sink = Callable[[m.Record], Awaitable[None]]
+Progress = Callable[[int, int], None]
+
+
+def _unseen(done: int, total: int) -> None:
+    """Nobody looks at the progress."""
 
 
 class AgentClient:
@@ -56,13 +74,22 @@ class AgentClient:
         self._waiting: dict[int, concurrent.futures.Future[bytes]] = {}
         self._sinks: OrderedDict[str, Sink] = OrderedDict()
         self._other: Sink | None = None
-        self._expected: dict[bytes, anyio.Event] = {}
         self._on_close: list[Callable[[LinkClosed], None]] = []
         self._close_requested: anyio.Event | None = None
         self.closed: LinkClosed | None = None
         """Why the link is closed, once it is."""
-        self.bytes_sent = 0
-        self.bytes_received = 0
+        self._requested = 0
+        self._bulk: Bulk
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes of requests and chunks, as they were given to the link."""
+        return self._requested + self._bulk.bytes_sent
+
+    @property
+    def bytes_received(self) -> int:
+        """Bytes of chunks, as they came over the link."""
+        return self._bulk.bytes_received
 
     @classmethod
     def open(
@@ -100,12 +127,18 @@ class AgentClient:
         self._close_requested = anyio.Event()
         try:
             async with connect(
-                factory, secret, timing=self._timing, on_status=self._take_status
+                factory,
+                secret,
+                timing=self._timing,
+                features=[FEATURE],
+                on_status=self._take_status,
             ) as link:
                 self._link = link
+                self._bulk = Bulk(link, self._store)
                 opened.set_result(None)
                 async with anyio.create_task_group() as tasks:
-                    for pump in (self._replies, self._records, self._chunks, self._until_closed):
+                    tasks.start_soon(self._bulk.receive)
+                    for pump in (self._replies, self._records, self._until_closed):
                         tasks.start_soon(pump, link)
                     await self._close_requested.wait()
                     tasks.cancel_scope.cancel()
@@ -180,15 +213,6 @@ class AgentClient:
                 if sink is not None:
                     await sink(record)
 
-    async def _chunks(self, link: LinkSession) -> None:
-        with contextlib.suppress(LinkClosed):
-            async for message in link.receive(Channel.BULK):
-                self.bytes_received += len(message.data)
-                digest = await anyio.to_thread.run_sync(self._store.put_chunk, message.data)
-                event = self._expected.pop(digest, None)
-                if event is not None:
-                    event.set()
-
     def when_closed(self, act: Callable[[LinkClosed], None]) -> None:
         """Call ``act`` in the portal's thread when the link is closed for good."""
         self._on_close.append(act)
@@ -203,7 +227,7 @@ class AgentClient:
         """Send a request; the future gives its encoded result or raises its error."""
         future: concurrent.futures.Future[bytes] = concurrent.futures.Future()
         data = m.encode(request)
-        self.bytes_sent += len(data)
+        self._requested += len(data)
         self._portal.soon(self._send, request.id, data, future)
         return future
 
@@ -249,53 +273,79 @@ class AgentClient:
 
     # -- chunks ------------------------------------------------------------------------------
 
-    def upload(self, digests: list[bytes]) -> int:
-        """Send the chunks that the machine lacks and wait until it has them; gives the bytes."""
+    def upload(self, digests: list[bytes], progress: Progress = _unseen) -> int:
+        """Send the chunks that the machine lacks and wait until it has them; gives the bytes.
+
+        ``progress`` is called in this thread now and then with the bytes done and in all. What was
+        sent before an interrupt or a cut is not sent again. Raises :class:`ChunkCorrupt` or
+        :class:`ChunkMissing` for a chunk that this side has lost.
+        """
         if not digests:
             return 0
         missing = self.ask(m.Missing(self.next_id(), digests), list[bytes])
         if not missing:
             return 0
-        sent = self._portal.call(self._upload(missing))
-        self.send(m.Await(self.next_id(), missing)).result()
-        return sent
+        move = _Move(sum(map(self._store.size, missing)), progress)
+        return move.wait(self._portal, self._upload(missing, move))
 
-    async def _upload(self, digests: Iterable[bytes]) -> int:
-        assert self._link is not None
-        sent = 0
-        for digest in digests:
-            chunk = await anyio.to_thread.run_sync(self._store.read_chunk, digest)
-            await self._link.send(Channel.BULK, chunk)
-            sent += len(chunk)
-            self.bytes_sent += len(chunk)
-        return sent
+    async def _upload(self, digests: list[bytes], move: _Move) -> int:
+        bulk = self._bulk
+        before = bulk.bytes_sent
+        for verify in (False, True, True):
+            mark, lost = await bulk.send(digests, verify=verify, moved=move.add)
+            if verify and lost:
+                self._store.read_chunk(lost[0])
+                raise _unsteady(digests)
+            request = m.Await(self.next_id(), digests, mark)
+            digests = m.decode_as(list[bytes], await self._ask_in_loop(request))
+            if not digests:
+                return bulk.bytes_sent - before
+        raise _unsteady(digests)
 
-    def download(self, digests: list[bytes]) -> int:
-        """Get the chunks that the store lacks from the machine; gives their number of bytes."""
+    def download(
+        self,
+        digests: Iterable[bytes],
+        progress: Progress = _unseen,
+        sizes: Mapping[bytes, int] = _NO_SIZES,
+    ) -> int:
+        """Get the chunks that the store lacks from the machine; gives their number of bytes.
+
+        As :meth:`upload`; chunks that are not in ``sizes`` count as full ones.
+        """
         missing = self._store.missing(digests)
         if not missing:
             return 0
-        before = self.bytes_received
-        self._portal.call(self._download(missing))
-        return self.bytes_received - before
+        move = _Move(sum(sizes.get(digest, CHUNK_SIZE) for digest in missing), progress)
+        return move.wait(self._portal, self._download(missing, move))
 
-    async def _download(self, digests: list[bytes]) -> None:
-        events = [self._expected.setdefault(digest, anyio.Event()) for digest in digests]
-        future = self._ask_in_loop(m.Fetch(self.next_id(), digests))
-        async with anyio.create_task_group() as tasks:
+    async def _download(self, digests: list[bytes], move: _Move) -> int:
+        bulk = self._bulk
+        before, stored = bulk.bytes_received, bulk.stored
+        move.watch(lambda: bulk.stored - stored)
+        for verify in (False, True, True):
+            request = m.Fetch(self.next_id(), digests, verify)
+            try:
+                reply = await self._ask_in_loop(request)
+            except BaseException:  # interrupted: the machine need not send the rest
+                if self.closed is None:
+                    self.send(m.Halt(self.next_id(), request.id))
+                raise
+            fetched = m.decode_as(m.Fetched, reply)
+            await bulk.passed(fetched.mark)
+            digests = await anyio.to_thread.run_sync(self._store.missing, digests)
+            if not digests:
+                return bulk.bytes_received - before
+            if verify and fetched.unreadable:
+                break
+        raise ChunkMissing(
+            f"The machine has lost {len(digests)} chunks of what is to be brought here.",
+            hint="Its store was damaged or cleared; compute the values again.",
+        )
 
-            async def served() -> None:
-                # Its error, if any; its success says nothing: chunks may still be under way.
-                await _wrapped(future)
-
-            tasks.start_soon(served)
-            for event in events:
-                await event.wait()
-
-    def _ask_in_loop(self, request: m.AnyRequest) -> concurrent.futures.Future[bytes]:
+    async def _ask_in_loop(self, request: m.AnyRequest) -> bytes:
         future: concurrent.futures.Future[bytes] = concurrent.futures.Future()
         self._send(request.id, m.encode(request), future)
-        return future
+        return await asyncio.wrap_future(future)
 
     def close(self) -> None:
         """Close the link in good order."""
@@ -307,10 +357,40 @@ class AgentClient:
         self._portal.start(request())
 
 
-async def _wrapped(future: concurrent.futures.Future[bytes]) -> bytes:
-    import asyncio
+class _Move:
+    """How far a transfer of ``total`` bytes is."""
 
-    return await asyncio.wrap_future(future)
+    def __init__(self, total: int, progress: Progress) -> None:
+        self._total = total
+        self._progress = progress
+        self._done = 0
+        self._measure: Callable[[], int] = lambda: self._done
+
+    def add(self, size: int) -> None:
+        """So many bytes more have been sent."""
+        self._done += size
+
+    def watch(self, measure: Callable[[], int]) -> None:
+        """So many bytes have come."""
+        self._measure = measure
+
+    def wait(self, portal: Portal, transfer: Coroutine[Any, Any, T]) -> T:
+        """Until its end; an interrupt cancels it."""
+        future = portal.submit(transfer)
+        try:
+            while not concurrent.futures.wait([future], _TELL_EVERY).done:
+                self._progress(min(self._measure(), self._total), self._total)
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+
+def _unsteady(digests: list[bytes]) -> StoreError:
+    return StoreError(
+        f"{len(digests)} chunks did not arrive on the machine as they were sent.",
+        hint="Its disk or the connection damages data; try another machine.",
+    )
 
 
 def _rebuilt(kind: Any, reply: m.Reply) -> Exception:

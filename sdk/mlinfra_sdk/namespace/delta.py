@@ -79,7 +79,7 @@ class Inputs(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def digests(self) -> list[bytes]:
         """Digests of all chunks that are referred to, each once."""
-        return _digests(group.data for group in self.groups)
+        return list(_chunks(group.data for group in self.groups))
 
 
 class Outputs(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -96,9 +96,13 @@ class Outputs(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def digests(self) -> list[bytes]:
         """Digests of all chunks that are referred to, each once."""
+        return list(self.chunks())
+
+    def chunks(self) -> dict[bytes, int]:
+        """The same, with their sizes."""
         packed = [group.data for group in self.groups]
-        return _digests(packed if self.error is None else [*packed, self.error])
+        return _chunks(packed if self.error is None else [*packed, self.error])
 
 
-def _digests(packed: Iterable[Packed]) -> list[bytes]:
-    return list(dict.fromkeys(digest for item in packed for digest in item.digests()))
+def _chunks(packed: Iterable[Packed]) -> dict[bytes, int]:
+    return {digest: size for item in packed for digest, size in item.chunks()}

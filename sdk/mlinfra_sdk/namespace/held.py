@@ -97,6 +97,7 @@ class WorkerNamespace:
         A value that cannot be rebuilt here is replaced by one that says so when it is used.
         Returns warnings.
         """
+        self._store.check_mapped()
         if inputs.fresh:
             self._groups.clear()
             self._variables.clear()
@@ -125,6 +126,8 @@ class WorkerNamespace:
             self._variables.pop(name, None)
         try:
             values, objects = decode(group.data, self._store, self._realm)
+        except StoreError:  # the client sends it again
+            raise
         except Exception as error:
             reason = f"It cannot be rebuilt on the machine ({type(error).__name__}: {error})."
             for name in group.names:

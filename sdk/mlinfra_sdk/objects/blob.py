@@ -6,11 +6,13 @@ from collections.abc import Iterator
 
 import msgspec
 
+CHUNK_SIZE = 4 * 1024 * 1024
+
 
 class BlobRef(msgspec.Struct, frozen=True, omit_defaults=True):
     """Bytes by content: ``size`` bytes, either ``inline`` or as BLAKE3 digests of its chunks.
 
-    Every chunk but the last has :data:`~mlinfra_sdk.objects.store.CHUNK_SIZE` bytes.
+    Every chunk but the last has :data:`CHUNK_SIZE` bytes.
     """
 
     size: int = 0
@@ -38,7 +40,8 @@ class Packed(msgspec.Struct, frozen=True, omit_defaults=True):
         yield self.stream
         yield from self.buffers
 
-    def digests(self) -> Iterator[bytes]:
-        """Digests of all chunks, in order, with repetitions."""
+    def chunks(self) -> Iterator[tuple[bytes, int]]:
+        """Digests and sizes of all chunks, in order, with repetitions."""
         for blob in self.blobs():
-            yield from blob.chunks
+            for index, digest in enumerate(blob.chunks):
+                yield digest, min(CHUNK_SIZE, blob.size - index * CHUNK_SIZE)

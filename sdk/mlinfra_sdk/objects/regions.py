@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -37,13 +38,37 @@ class _Memory(mmap.mmap):
 
 
 class Region:
-    """Memory that was mapped from chunks with these digests, ``chunk_size`` bytes each."""
+    """Memory that was mapped from chunks with these digests, ``chunk_size`` bytes each, in these
+    ``files`` (their inode numbers)."""
 
-    def __init__(self, address: int, size: int, chunk_size: int, digests: Sequence[bytes]) -> None:
-        self.address = address
-        self.size = size
+    def __init__(
+        self, memory: _Memory, chunk_size: int, digests: Sequence[bytes], files: list[int]
+    ) -> None:
+        self.address = memory.address
+        self.size = len(memory)
         self.chunk_size = chunk_size
         self.digests = digests
+        self.files = files
+        self._memory = weakref.ref(memory)
+
+    def unwritten(self, index: int) -> bytes | None:
+        """What the memory of a chunk holds, unless it was written by this process; empty if its
+        file has been cut short."""
+        memory = self._memory()
+        start = index * self.chunk_size
+        length = min(self.chunk_size, self.size - start)
+        if memory is None or self.clean_digests(start, length) != [self.digests[index]]:
+            return None
+        try:
+            fd = os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:  # to look at the memory itself would kill the process if the file is too short
+            return os.pread(fd, length, self.address + start)
+        except OSError:
+            return b""
+        finally:
+            os.close(fd)
 
     def clean_digests(self, offset: int, length: int) -> list[bytes | None] | None:
         """Digests of the chunks in [offset, offset + length), None for each that was written.
@@ -87,6 +112,10 @@ class _Registry:
             if self._regions.pop(address, None) is not None:
                 del self._addresses[bisect.bisect_left(self._addresses, address)]
 
+    def all(self) -> list[Region]:
+        with self._lock:
+            return list(self._regions.values())
+
     def find(self, address: int, length: int) -> Region | None:
         with self._lock:
             index = bisect.bisect_right(self._addresses, address) - 1
@@ -111,13 +140,16 @@ def map_chunks(
         return None
     memory = _Memory(-1, size)
     address = _address(memory)
+    files = []
     for index, path in enumerate(paths):
         offset = index * chunk_size
         length = min(chunk_size, size - offset)
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            if os.fstat(fd).st_size != length:  # access beyond its end would kill the process
+            status = os.fstat(fd)
+            if status.st_size != length:  # access beyond its end would kill the process
                 return None
+            files.append(status.st_ino)
             mapped = libc_mmap(
                 address + offset,
                 length,
@@ -132,8 +164,13 @@ def map_chunks(
             return None
     if page_tables_usable():
         memory.address = address
-        _REGISTRY.add(Region(address, size, chunk_size, digests))
+        _REGISTRY.add(Region(memory, chunk_size, digests, files))
     return memoryview(memory)
+
+
+def mapped() -> list[Region]:
+    """All mapped memory of this process."""
+    return _REGISTRY.all()
 
 
 def clean_digests(view: memoryview, chunk_size: int) -> list[bytes | None] | None:

@@ -2,8 +2,12 @@
 
 Chunks are files named by their BLAKE3 digest. Several processes may read and write one store at
 the same time: a chunk appears by rename, is never modified, and is the same whoever writes it.
-Chunks are a cache, so nothing is synced to disk; instead, a file from before the last boot (which a
-power failure may have torn) is verified before it counts as present.
+Chunks are a cache, so nothing is synced to disk. Instead a chunk is verified before it counts as
+present, unless that was done not long ago: its file's modification time says when it was last known
+to be right, and below the second it is a *seal* made of the digest. A file that anything else has
+written to does not bear the seal; one from before the last boot (which a power failure may have
+torn) and one that was not verified for an hour are too old. The access time says when the chunk was
+last used.
 """
 
 from __future__ import annotations
@@ -22,17 +26,23 @@ from blake3 import blake3
 
 from mlinfra_sdk.errors import ChunkCorrupt, ChunkMissing, StoreError
 from mlinfra_sdk.objects import regions
+from mlinfra_sdk.objects.blob import CHUNK_SIZE as CHUNK_SIZE
 from mlinfra_sdk.objects.blob import BlobRef
 
 Buffer: TypeAlias = bytes | bytearray | memoryview | PickleBuffer
 
-CHUNK_SIZE = 4 * 1024 * 1024
 INLINE_LIMIT = 64 * 1024
 # Smaller buffers are read instead of mapped: a process has only some 65000 mappings.
 _MAP_LIMIT = 1024 * 1024
 _THREADS = min(4, os.cpu_count() or 1)
 _TOUCH_AFTER_S = 600
+_TRUST_S = 3600
+"""For so long a chunk that was verified is taken to be right."""
 _KEEP_S = 3600
+"""A chunk that was used since is not removed."""
+_SECOND = 10**9
+_DAMAGED = -1
+_QUICK_S = 0.001
 
 
 def chunk_digest(data: Buffer) -> bytes:
@@ -51,6 +61,7 @@ class ChunkStore:
         except OSError as error:
             raise self._unwritable(error) from error
         self._booted = _boot_time()
+        self._check_after = 0.0
 
     def _read_id(self) -> str:
         path = self.root / "id"
@@ -73,22 +84,72 @@ class ChunkStore:
         """Whether the chunk is here and usable; marks it as recently used."""
         path = self._path(digest)
         try:
-            modified = path.stat().st_mtime
+            status = path.stat()
         except (FileNotFoundError, NotADirectoryError):
             return False
-        if modified < self._booted and not self._verify(digest):
-            return False
-        if time.time() - modified > _TOUCH_AFTER_S:
+        now = time.time()
+        if not self._trusted(status, digest, now):
+            return self._verify(digest)
+        if now - status.st_atime > _TOUCH_AFTER_S:
             with contextlib.suppress(OSError):
-                os.utime(path)
+                os.utime(path, ns=(int(now * _SECOND), status.st_mtime_ns))
         return True
+
+    def size(self, digest: bytes) -> int:
+        """The chunk's number of bytes; 0 if it is not here."""
+        try:
+            return self._path(digest).stat().st_size
+        except OSError:
+            return 0
+
+    def _trusted(self, status: os.stat_result, digest: bytes, now: float) -> bool:
+        """Whether the chunk was verified (or written) not long ago, and nothing has written to it
+        since."""
+        sealed = status.st_mtime_ns % _SECOND == _seal(digest)
+        return sealed and max(self._booted, now - _TRUST_S) <= status.st_mtime <= now + 1
+
+    def check_mapped(self) -> None:
+        """Raises :class:`ChunkCorrupt` if memory of this process is mapped from a chunk's file that
+        has been damaged since. Looks at each file, and hashes the memory only where the file is
+        not what it was; if there are many, this takes at most a hundredth of the time."""
+        began = time.monotonic()
+        if began < self._check_after:
+            return
+        for region in regions.mapped():
+            for index, digest in enumerate(region.digests):
+                file = self._sealed_file(digest)
+                if region.files[index] in (file, _DAMAGED):
+                    continue
+                region.files[index] = file
+                content = region.unwritten(index)
+                if content is not None and chunk_digest(content) != digest:
+                    region.files[index] = _DAMAGED  # told once: what is sent again replaces it
+                    self._verify(digest)
+                    raise self._corrupt(digest)
+        ended = time.monotonic()
+        if ended - began > _QUICK_S:
+            self._check_after = ended + 100 * (ended - began)
+
+    def _sealed_file(self, digest: bytes) -> int:
+        """The number of the chunk's file; 0 if nothing is known of what is in it."""
+        try:
+            status = self._path(digest).stat()
+        except OSError:
+            return 0
+        return status.st_ino if status.st_mtime_ns % _SECOND == _seal(digest) else 0
 
     def _verify(self, digest: bytes) -> bool:
         try:
             self.read_chunk(digest)
         except StoreError:
             return False
+        self._renew(digest)
         return True
+
+    def _renew(self, digest: bytes) -> None:
+        """It was verified just now."""
+        with contextlib.suppress(OSError):
+            os.utime(self._path(digest), ns=_times(digest))
 
     def missing(self, digests: Iterable[bytes]) -> list[bytes]:
         """Those of the chunks that are not here, each once."""
@@ -108,6 +169,7 @@ class ChunkStore:
                 rest = memoryview(data).cast("B")
                 while rest:
                     rest = rest[os.write(fd, rest) :]
+                os.utime(fd, ns=_times(digest))
             finally:
                 os.close(fd)
             os.replace(temporary, path)
@@ -125,25 +187,33 @@ class ChunkStore:
             hint="Free some disk space or set MLINFRA_HOME to another disk.",
         )
 
-    def read_chunk(self, digest: bytes) -> bytes:
-        """The verified content of a chunk. A corrupt one is removed."""
+    def read_chunk(self, digest: bytes, *, verify: bool = True) -> bytes:
+        """The content of a chunk, verified unless someone else is going to. A corrupt one is
+        removed."""
         path = self._path(digest)
         try:
             data = path.read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise self._missing(digest) from None
-        if chunk_digest(data) != digest:
+        except OSError as error:  # a bad block, say
+            raise StoreError(
+                f"Chunk {digest.hex()} in {self.root} cannot be read: {error.strerror}."
+            ) from error
+        if verify and chunk_digest(data) != digest:
             path.unlink(missing_ok=True)
-            raise ChunkCorrupt(
-                f"Chunk {digest.hex()} in {self.root} was damaged and has been removed.",
-                hint="Run the cell again; the chunk will be sent again.",
-            )
+            raise self._corrupt(digest)
         return data
+
+    def _corrupt(self, digest: bytes) -> ChunkCorrupt:
+        return ChunkCorrupt(
+            f"Chunk {digest.hex()} in {self.root} was damaged and has been removed.",
+            hint="It is made or sent again with the next run that needs it.",
+        )
 
     def _missing(self, digest: bytes) -> ChunkMissing:
         return ChunkMissing(
             f"Chunk {digest.hex()} is not in the store {self.root}.",
-            hint="Run the cell again; the chunk will be sent again.",
+            hint="It is made or sent again with the next run that needs it.",
         )
 
     # Buffers
@@ -216,19 +286,59 @@ class ChunkStore:
 
     # Housekeeping
 
-    def collect_garbage(self, limit_bytes: int) -> int:
-        """Remove the least recently used chunks until the store has at most ``limit_bytes``.
+    def pin(self, name: str, digests: Iterable[bytes], owner: Path) -> None:
+        """Keep chunks, however long they are not used, until :meth:`unpin` or until ``owner``, a
+        file or folder, is gone."""
+        folder = self.root / "pins"
+        temporary = folder / f".{secrets.token_hex(8)}"
+        content = b"\0".join((os.fsencode(owner.absolute()), b"".join(digests)))
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            with open(
+                os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb"
+            ) as file:
+                file.write(content)
+            os.replace(temporary, folder / name)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise self._unwritable(error) from error
 
-        Nothing younger than an hour is removed. Returns the number of bytes freed. Mapped regions
-        stay valid.
+    def unpin(self, name: str) -> None:
+        """Let go of what was pinned by this name."""
+        (self.root / "pins" / name).unlink(missing_ok=True)
+
+    def _pinned(self) -> set[str]:
+        names: set[str] = set()
+        for path in self.root.glob("pins/*"):
+            with contextlib.suppress(OSError):
+                owner, _, digests = path.read_bytes().partition(b"\0")
+                if not os.path.lexists(owner):
+                    path.unlink()
+                    continue
+                names.update(digests[i : i + 32].hex() for i in range(0, len(digests), 32))
+        return names
+
+    def collect_garbage(self, limit_bytes: int, least_free: float = 0.0) -> int:
+        """Remove the least recently used chunks until the store has at most ``limit_bytes`` and
+        the share ``least_free`` of its disk is free.
+
+        What is pinned stays, and what was used within an hour. Returns the number of bytes freed.
+        Mapped regions stay valid.
         """
         now = time.time()
         files = sorted(self._files(), key=lambda file: file[1])
         total = sum(size for _, _, size in files)
+        excess = total - limit_bytes
+        with contextlib.suppress(OSError):
+            disk = os.statvfs(self.root)
+            short = least_free * disk.f_blocks * disk.f_frsize - disk.f_bavail * disk.f_frsize
+            excess = max(excess, int(short))
+        pinned = self._pinned() if excess > 0 else set()
         freed = 0
-        for path, modified, size in files:
+        for path, used, size in files:
             leftover = path.name.startswith(".")
-            if now - modified < _KEEP_S or (total - freed <= limit_bytes and not leftover):
+            if now - used < _KEEP_S or (not leftover and (freed >= excess or path.name in pinned)):
                 continue
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -240,7 +350,20 @@ class ChunkStore:
             for entry in os.scandir(directory):
                 with contextlib.suppress(FileNotFoundError):
                     status = entry.stat()
-                    yield Path(entry.path), status.st_mtime, status.st_size
+                    used = max(status.st_atime, status.st_mtime)
+                    yield Path(entry.path), used, status.st_size
+
+
+def _seal(digest: bytes) -> int:
+    """Nanoseconds of the modification time of a chunk's file, in whole microseconds: not every
+    file system keeps more."""
+    return int.from_bytes(digest[:4], "big") % 10**6 * 1000
+
+
+def _times(digest: bytes) -> tuple[int, int]:
+    """Access and modification time of a chunk that is used and right just now."""
+    now = time.time_ns()
+    return now, now // _SECOND * _SECOND + _seal(digest)
 
 
 def _flat(buffer: Buffer) -> memoryview:

@@ -29,6 +29,8 @@ from mlinfra_sdk.link.server import LinkServer, serve
 from mlinfra_sdk.link.session import LinkSession
 from mlinfra_sdk.link.state import State
 from mlinfra_sdk.link.wire import serve_unix
+from mlinfra_sdk.objects.bulk import Bulk
+from mlinfra_sdk.objects.compression import FEATURE
 from mlinfra_sdk.objects.store import ChunkStore
 from mlinfra_sdk.worker import messages as m
 from mlinfra_sdk.worker.folder import (
@@ -70,7 +72,8 @@ class Agent:
         self.runs = Runs(folder / "runs", config.journal_limit)
         self._followers: dict[LinkSession, anyio.abc.TaskGroup] = {}
         """Where the tasks of a client run that send it what it follows."""
-        self._arrived = anyio.Event()
+        self._bulks: dict[LinkSession, Bulk] = {}
+        self._fetches: dict[tuple[LinkSession, int], anyio.CancelScope] = {}
 
     @property
     def busy(self) -> bool:
@@ -121,7 +124,8 @@ class Agent:
         try:
             async with anyio.create_task_group() as tasks:
                 self._followers[session] = tasks
-                tasks.start_soon(self._take_chunks, session)
+                bulk = self._bulks[session] = Bulk(session, self.store)
+                tasks.start_soon(bulk.receive)
                 async for message in session.receive(Channel.CONTROL):
                     self.watchdog.touch()
                     request = m.decode_request(message.data)
@@ -134,6 +138,7 @@ class Agent:
         finally:
             self._sessions.discard(session)
             self._followers.pop(session, None)
+            self._bulks.pop(session, None)
             self.runs.forget(session)
             self._forget(session)
 
@@ -201,14 +206,16 @@ class Agent:
             case m.Evaluate():
                 return await self._kernel(request.kernel).evaluate(request.what, request.arguments)
             case m.Missing():
-                return self.store.missing(request.digests)
+                return await anyio.to_thread.run_sync(self.store.missing, request.digests)
             case m.Await():
-                while self.store.missing(request.digests):
-                    await self._arrived.wait()
+                await self._bulks[session].passed(request.mark)
+                return await anyio.to_thread.run_sync(self.store.missing, request.digests)
             case m.Fetch():
-                for digest in request.digests:
-                    chunk = await anyio.to_thread.run_sync(self.store.read_chunk, digest)
-                    await session.send(Channel.BULK, chunk)
+                return await self._fetch(session, request)
+            case m.Halt():
+                scope = self._fetches.get((session, request.fetch))
+                if scope is not None:
+                    scope.cancel()
             case m.Limit():
                 self.watchdog.limit(idle=request.idle, time=request.time)
             case m.Stop():
@@ -288,11 +295,15 @@ class Agent:
     def _info(self, kernel: KernelHost) -> m.KernelInfo:
         return m.KernelInfo(kernel.name, kernel.generation, kernel.pid, platform.python_version())
 
-    async def _take_chunks(self, session: LinkSession) -> None:
-        async for message in session.receive(Channel.BULK):
-            await anyio.to_thread.run_sync(self.store.put_chunk, message.data)
-            self._arrived.set()
-            self._arrived = anyio.Event()
+    async def _fetch(self, session: LinkSession, request: m.Fetch) -> m.Fetched | None:
+        key = session, request.id
+        with anyio.CancelScope() as self._fetches[key]:
+            try:
+                sent = self._bulks[session].send(request.digests, verify=request.verify)
+                return m.Fetched(*await sent)
+            finally:
+                del self._fetches[key]
+        return None
 
     async def _tell(self, record: m.Record) -> None:
         """What belongs to no run goes to the kernel's client; one that is away must not hold the
@@ -336,7 +347,7 @@ async def run(folder: Path, config: Config, announce: Callable[[], None]) -> str
         async def listen(server: LinkServer) -> None:
             await serve_unix(folder / SOCKET, server.handle)
 
-        async with serve(config.secret, agent.on_session, info=info) as server:
+        async with serve(config.secret, agent.on_session, features=[FEATURE], info=info) as server:
             tasks.start_soon(listen, server)
             tasks.start_soon(_obey_signals, agent.watchdog)
             while not (folder / SOCKET).exists():

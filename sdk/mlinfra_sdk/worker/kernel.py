@@ -26,7 +26,7 @@ from ipykernel.utils import _async_in_context
 from traitlets.config import Config
 from zmq.eventloop.zmqstream import ZMQStream
 
-from mlinfra_sdk.errors import MlinfraError
+from mlinfra_sdk.errors import ChunkCorrupt, ChunkMissing, MlinfraError
 from mlinfra_sdk.namespace.delta import Inputs, Outputs
 from mlinfra_sdk.namespace.sync import WorkerNamespace
 from mlinfra_sdk.objects.store import ChunkStore
@@ -44,6 +44,7 @@ from mlinfra_sdk.worker.messages import (
 
 _decode_inputs = msgspec.msgpack.Decoder(Inputs).decode
 _encode = msgspec.msgpack.Encoder().encode
+_LOST = (ChunkCorrupt, ChunkMissing)
 
 
 _REPORTED = (
@@ -169,7 +170,8 @@ class WorkerKernel(IPythonKernel):
                 content, outputs = await self._do(job, code, silent, *args, **kwargs)
         except (Exception, KeyboardInterrupt) as error:
             content, outputs = _failed(error) | {"loading": not self._loaded}, Outputs()
-            if job.op == "cell":
+            # Of chunks that are not there the client is told by the result; it sends them again.
+            if job.op == "cell" and not (isinstance(error, _LOST) and not self._loaded):
                 self._publish_error(content)
         self._publish_result(content, outputs)
         return content

@@ -133,15 +133,25 @@ class Missing(Request):
 
 
 class Await(Request):
-    """Answered when all these chunks have arrived."""
+    """Answered when all that came on BULK before ``mark`` has been stored, with those of these
+    chunks that are not there."""
 
     digests: list[bytes]
+    mark: int
 
 
 class Fetch(Request):
-    """Send these chunks on BULK; answered when all have been handed to the link."""
+    """Send these chunks on BULK; answered with :class:`Fetched` when all have been handed to the
+    link. With ``verify`` damaged ones are found before they are sent."""
 
     digests: list[bytes]
+    verify: bool = False
+
+
+class Halt(Request):
+    """Send nothing more of the :class:`Fetch` with the id ``fetch``."""
+
+    fetch: int
 
 
 class Limit(Request):
@@ -178,6 +188,7 @@ AnyRequest = (
     | Missing
     | Await
     | Fetch
+    | Halt
     | Limit
     | Stop
     | Describe
@@ -193,6 +204,13 @@ class Reply(msgspec.Struct, omit_defaults=True):
     hint: str = ""
     kind: str = ""
     """Name of the class in ``mlinfra_sdk.errors`` that the error has."""
+
+
+class Fetched(msgspec.Struct, omit_defaults=True):
+    """The chunks have been sent, the mark behind them; some could not be read."""
+
+    mark: int
+    unreadable: list[bytes] = []
 
 
 class KernelInfo(msgspec.Struct, omit_defaults=True):
