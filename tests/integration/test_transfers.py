@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 from faulty import Client, Recorder, client
+from live import until
 
 from mlinfra_sdk import paths
 from mlinfra_sdk.errors import StoreError
@@ -254,3 +255,33 @@ def test_an_interrupted_download_goes_on_where_it_was(far: Client, eager: None) 
     far.session.attach(info.run).get()
     assert len(far.namespace["x"]) == 64 << 22
     assert connection.bytes_received - before < total - done + 12 * CHUNK_SIZE
+
+
+def test_what_waiting_and_uncollected_runs_need_is_not_removed(far: Client) -> None:
+    far.namespace.clear()
+    far.run("1").get()
+    far.namespace["x"] = random_bytes(3 * CHUNK_SIZE)
+    expected = int(far.namespace["x"].sum())
+    store = machine_store(far)
+
+    def clear() -> None:
+        for path in store.root.glob("chunks/*/*"):
+            os.utime(path, (0, 0))
+        store.collect_garbage(0)
+
+    go = paths.data_dir() / "go"
+    far.start(f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)")
+    far.start("total = int(x.sum()); y = x[::-1].copy()", label="waiting")
+    clear()
+    assert sum(1 for _ in store.root.glob("chunks/*/*")) >= 3
+    go.touch()
+    until(lambda: far.session.runs()[-1].ended, "the run to end")
+    clear()
+    far.session.attach("waiting").get()
+    assert far.namespace["total"] == expected
+    assert np.array_equal(far.namespace["y"], far.namespace["x"][::-1])
+    for info in far.session.runs():
+        far.session.attach(info.run).get()
+    clear()
+    assert list(store.root.glob("chunks/*/*")) == []
+    assert far.run("int(x.sum())").get() == expected

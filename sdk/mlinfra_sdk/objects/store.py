@@ -334,7 +334,7 @@ class ChunkStore:
             disk = os.statvfs(self.root)
             short = least_free * disk.f_blocks * disk.f_frsize - disk.f_bavail * disk.f_frsize
             excess = max(excess, int(short))
-        pinned = self._pinned() if excess > 0 else set()
+        pinned = self._pinned()
         freed = 0
         for path, used, size in files:
             leftover = path.name.startswith(".")
@@ -344,6 +344,11 @@ class ChunkStore:
                 path.unlink()
                 freed += size
         return freed
+
+    def disk_size(self) -> int:
+        """Bytes of the whole disk that the store lies on."""
+        disk = os.statvfs(self.root)
+        return disk.f_blocks * disk.f_frsize
 
     def _files(self) -> Iterator[tuple[Path, float, int]]:
         for directory in self.root.glob("chunks/*"):

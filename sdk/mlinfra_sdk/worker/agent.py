@@ -33,6 +33,7 @@ from mlinfra_sdk.objects.bulk import Bulk
 from mlinfra_sdk.objects.compression import FEATURE
 from mlinfra_sdk.objects.store import ChunkStore
 from mlinfra_sdk.worker import messages as m
+from mlinfra_sdk.worker import upkeep
 from mlinfra_sdk.worker.folder import (
     ENDED,
     SOCKET,
@@ -256,6 +257,7 @@ class Agent:
                 generation=kernel.generation,
             )
         )
+        upkeep.pin_inputs(self.store, request.run, run.journal.folder, request.inputs)
         if not request.detached:
             self._follow(run, session, 0, owns=True)
         try:
@@ -328,6 +330,8 @@ class Agent:
         if record.msg_type == m.BEGUN:
             run.info.status = "running"
             return
+        if record.msg_type == m.RESULT:
+            upkeep.pin_outputs(self.store, run.info.run, run.journal.folder, record.buffers[0])
         await run.publish(record)
         if record.msg_type in (m.RESULT, m.DIED):
             self.watchdog.touch()
@@ -350,6 +354,8 @@ async def run(folder: Path, config: Config, announce: Callable[[], None]) -> str
         async with serve(config.secret, agent.on_session, features=[FEATURE], info=info) as server:
             tasks.start_soon(listen, server)
             tasks.start_soon(_obey_signals, agent.watchdog)
+            if not config.shared_fs:  # a shared store is in its client's care
+                tasks.start_soon(upkeep.keep_room, agent.store)
             while not (folder / SOCKET).exists():
                 await anyio.sleep(0.001)
             try:
