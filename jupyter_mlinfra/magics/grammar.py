@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mlinfra_sdk import spec
+from mlinfra_sdk import spec, targets
 from mlinfra_sdk.catalog import catalog
 from mlinfra_sdk.errors import RequestError
 from mlinfra_sdk.ledger.report import GROUPS
@@ -144,7 +144,7 @@ def _bare(word: str, words: list[str], place: str, origin: str) -> str:
             f"{word!r} in {origin} has no value.",
             hint=f"Write {_written_with_spaces(words) or setting.example}, without spaces.",
         )
-    if word in spec.targets():
+    if word in targets.names():
         raise _malformed(word, origin, f"on={word}")
     if catalog().canonical(word.partition(":")[0]) is not None:
         raise _malformed(word, origin, f"gpu={word}")

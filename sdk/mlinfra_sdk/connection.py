@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import os
+import re
 import secrets
 import sys
 import threading
@@ -370,4 +371,4 @@ class Connection:
 
 
 def _new_name(target: str) -> str:
-    return f"{target}-{secrets.token_hex(3)}"
+    return f"{re.sub('[^A-Za-z0-9.-]+', '-', target)}-{secrets.token_hex(3)}"

@@ -15,7 +15,7 @@ from importlib import metadata
 
 import msgspec
 
-from mlinfra_sdk import paths, providers, spec
+from mlinfra_sdk import paths, providers, spec, targets
 from mlinfra_sdk._version import __version__
 from mlinfra_sdk.catalog import describe_devices
 from mlinfra_sdk.errors import MlinfraError
@@ -53,7 +53,7 @@ def checks() -> Iterator[Check]:
         ("GPU", _gpu, "Reinstall the NVIDIA driver."),
     ):
         yield _checked(name, function, mend)
-    for target in spec.targets():
+    for target in targets.names():
         yield from _provider(target)
     yield _checked("round trip", _round_trip, "The error above says what failed.")
 

@@ -11,40 +11,36 @@ Values come in layers, each overriding the one before: built-in, the user's ``co
 
 from __future__ import annotations
 
-import functools
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from . import paths, units
+from . import targets, units
 from .catalog import Gpu as Gpu
 from .catalog import Gpus, catalog, parse_gpus
 from .errors import RequestError
 from .errors import did_you_mean as did_you_mean
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from .toml_files import Table, tables
 
 CELL = "a cell's %%remote line"
 NOTEBOOK = "%remote use"
 CONFIG = "configuration files and the environment"
 EVERYWHERE = (CELL, NOTEBOOK, CONFIG)
 
+_OTHER_TABLES = ("prices", targets.TABLE)
+"""Tables of settings files that are read elsewhere: catalog/prices.py, targets.py."""
+
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What to run on, with every setting resolved. Durations in seconds, sizes in bytes."""
 
     gpu: Gpus | None = None
-    on: str = "local"
+    on: str = targets.DEFAULT
     idle: float = 900.0
     time: float | None = None
     machine: str | None = None
@@ -57,7 +53,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     quiet: bool = False
     eager_limit: int = 64_000_000
     price: int = 0
-    """Micro-USD per hour of the local machine."""
+    """Micro-USD per hour of a machine of the user's own."""
 
     @property
     def place(self) -> tuple[object, ...]:
@@ -96,20 +92,8 @@ class Setting:
         return self.of(Request())
 
 
-def targets() -> tuple[str, ...]:
-    """Names that ``on=`` accepts: the installed providers."""
-    return _targets()
-
-
-@functools.cache
-def _targets() -> tuple[str, ...]:
-    found = {entry.name for entry in entry_points(group="mlinfra.providers")}
-    return tuple(sorted(found | {Request().on}))
-
-
 def _parse_target(text: str) -> str:
-    if text not in targets():
-        raise ValueError(did_you_mean(text, targets()))
+    targets.find(text)
     return text
 
 
@@ -158,7 +142,12 @@ GPU = Kind(
     _none_or(str),
     lambda: (*catalog().names, "any", "none"),
 )
-TARGET = Kind("one of the installed providers", _parse_target, str, targets)
+TARGET = Kind(
+    "an installed provider, with its argument as in ssh:HOST, or a target of a settings file",
+    _parse_target,
+    str,
+    targets.names,
+)
 DURATION = Kind(
     "a duration with units, such as 15m, 2h, 1h30m or 90s",
     _parse_span,
@@ -197,7 +186,7 @@ SETTINGS: Mapping[str, Setting] = {
     setting.name: setting
     for setting in (
         Setting("gpu", GPU, "accelerator that the cell needs", "gpu=A10:2"),
-        Setting("on", TARGET, "provider that the machine comes from", "on=local"),
+        Setting("on", TARGET, "where the machine comes from", "on=ssh:box"),
         Setting("idle", DURATION, "stop the machine after so long without work", "idle=15m"),
         Setting("time", LIMIT, "stop the machine so long after its start in any case", "time=2h"),
         Setting(
@@ -252,7 +241,7 @@ SETTINGS: Mapping[str, Setting] = {
         Setting(
             "price",
             PRICE,
-            "what an hour of the local machine costs in USD (your electricity, your lease)",
+            "what an hour of a machine of your own costs in USD (your electricity, your lease)",
             "price=0.12",
             (NOTEBOOK, CONFIG),
         ),
@@ -266,6 +255,7 @@ class Layer:
 
     origin: str
     values: Mapping[str, object]
+    place: str = NOTEBOOK
 
 
 @dataclass(frozen=True)
@@ -293,7 +283,7 @@ def parse(values: Mapping[str, object], *, place: str, origin: str) -> Layer:
     accepted.
     """
     return Layer(
-        origin, {key: _parse_one(key, value, place, origin) for key, value in values.items()}
+        origin, {key: _parse_one(key, value, place, origin) for key, value in values.items()}, place
     )
 
 
@@ -320,7 +310,7 @@ def _parse_one(key: str, value: object, place: str, origin: str) -> object:
         guess = str(error) if setting.kind in (TARGET, GPU) else ""
         accepts = setting.kind.accepts
         if setting.kind is TARGET:
-            accepts = f"{accepts}: {', '.join(targets())}"
+            accepts = f"{accepts}: {', '.join(targets.names())}"
         raise RequestError(
             f"{key}={shown} in {origin} is not understood.{guess}",
             hint=f"Accepted: {accepts}. Example: {setting.example}",
@@ -340,7 +330,12 @@ def _as_text(value: object) -> str | None:
 
 
 def resolve(layers: Iterable[Layer]) -> Resolved:
-    """Lay the layers over the built-in defaults, the last one on top."""
+    """Lay the layers over the built-in defaults, the last one on top. Settings of the target that
+    they choose lie on what files and environment say, and below the rest."""
+    layers = list(layers)
+    on = next((it.values["on"] for it in reversed(layers) if "on" in it.values), targets.DEFAULT)
+    above = next((n for n, it in enumerate(layers) if it.place != CONFIG), len(layers))
+    layers.insert(above, _target_layer(str(on)))
     values: dict[str, Any] = {}
     origins = dict.fromkeys(SETTINGS, "default")
     for layer in layers:
@@ -349,16 +344,31 @@ def resolve(layers: Iterable[Layer]) -> Resolved:
     return Resolved(Request(**values), origins)
 
 
+def _target_layer(on: str) -> Layer:
+    """What the target's own table says of settings."""
+    try:
+        target = targets.find(on)
+    except ValueError:  # its table was there when on= was parsed
+        return Layer(on, {})
+    own = {key: value for key, value in target.keys.items() if key in SETTINGS and key != "on"}
+    return _parse_table(target.table, own)
+
+
+def target_options(on: str) -> Mapping[str, object]:
+    """What the target's own table says to its provider: all that is no setting."""
+    return {key: it for key, it in targets.find(on).keys.items() if key not in SETTINGS}
+
+
 def configured(directory: Path | None = None) -> list[Layer]:
     """The layers that are not written in the notebook: user file, project, environment.
 
     ``directory`` is the notebook's (default: the working directory). Files are read again only
     when they changed, so this may be called before every cell.
     """
-    layers = [_file_layer(str(paths.config_file()), None)]
-    project = _nearest_pyproject(directory or Path.cwd())
-    if project is not None:
-        layers.append(_file_layer(project, "mlinfra"))
+    layers = []
+    for table in tables(directory):
+        own = {key: it for key, it in table.values.items() if key not in _OTHER_TABLES}
+        layers.append(_parse_table(table, own))
     for name in SETTINGS:
         variable = f"MLINFRA_{name.upper()}"
         text = os.environ.get(variable)
@@ -369,68 +379,13 @@ def configured(directory: Path | None = None) -> list[Layer]:
     return layers
 
 
-def _nearest_pyproject(directory: Path) -> str | None:
-    folder = os.path.abspath(directory)
-    while True:
-        candidate = os.path.join(folder, "pyproject.toml")
-        if os.path.isfile(candidate):
-            return candidate
-        parent = os.path.dirname(folder)
-        if parent == folder:
-            return None
-        folder = parent
-
-
-def _file_layer(path: str, tool: str | None) -> Layer:
-    try:
-        info = os.stat(path)
-    except OSError:
-        return Layer(path, {})
-    return _read_file(path, tool, info.st_mtime_ns, info.st_size)
-
-
-@functools.lru_cache(maxsize=16)
-def _read_file(path: str, tool: str | None, _mtime: int, _size: int) -> Layer:
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise RequestError(
-            f"The settings file {path} is not valid TOML: {error}.",
-            hint='Mend that line; texts and units need quotes, as in idle = "15m".',
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(
-            f"The settings file {path} cannot be read: {error}.",
-            hint="Mend its permissions or its encoding (UTF-8), or move it away.",
-        ) from None
-    origin = path
-    if tool is not None:
-        tools = table.get("tool")
-        table = tools.get(tool, {}) if isinstance(tools, dict) else {}
-        origin = f"{path} [tool.{tool}]"
-        if not isinstance(table, dict):
-            raise RequestError(
-                f"{origin} is not a table.", hint=f"Write [tool.{tool}] and the keys below it."
-            )
-    else:
-        table.pop("prices", None)  # catalog/prices.py reads these
-    values: dict[str, object] = {}
-    for key, value in table.items():
-        where = _line_of(text, key, f"[tool.{tool}]" if tool else None)
-        values.update(parse({key: value}, place=CONFIG, origin=origin + where).values)
-    return Layer(origin, values)
-
-
-def _line_of(text: str, key: str, header: str | None) -> str:
-    """``, line N`` of a key below a table header, or nothing when it is written unusually."""
-    pattern = re.compile(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=")
-    inside = header is None
-    for number, line in enumerate(text.splitlines(), start=1):
-        if inside and pattern.match(line):
-            return f", line {number}"
-        inside = inside or line.strip() == header
-    return ""
+def _parse_table(table: Table, values: Mapping[str, object]) -> Layer:
+    """The settings among a file's values; messages name the line."""
+    parsed: dict[str, object] = {}
+    for key, value in values.items():
+        origin = table.origin + table.line_of(key)
+        parsed.update(parse({key: value}, place=CONFIG, origin=origin).values)
+    return Layer(table.origin, parsed, CONFIG)
 
 
 def describe(place: str) -> str:

@@ -116,7 +116,7 @@ def complete(line: str, first_line: bool = True) -> tuple[str, list[str]] | None
         ("%%remote quiet q", "q", []),
         ("%%remote gpu=a10", "a10", ["A10", "A100", "A100-40GB", "A100-80GB", "A10G", *A100_PARTS]),
         ("%%remote gpu=A10|l", "l", ["L4", "L40", "L40S"]),
-        ("%%remote on=", "", ["local"]),
+        ("%%remote on=lo", "lo", ["local"]),
         ("%%remote isolate=", "", ["yes", "no"]),
         ("%%remote machine=t", "t", ["train", "test"]),
         ("%%remote pri", "pri", []),

@@ -309,12 +309,8 @@ def _short_path(path: Path) -> Iterator[str]:
         os.close(folder)
 
 
-async def open_relay(argv: Sequence[str], env: Mapping[str, str] | None = None) -> Wire:
-    """A wire on the stdin and stdout of the command ``argv``, which must end up in the relay.
-
-    What shells print before the relay's start marker is skipped; if the command ends without one,
-    the error shows what it printed.
-    """
+async def open_process(argv: Sequence[str], env: Mapping[str, str] | None = None) -> ProcessWire:
+    """A wire on the stdin and stdout of the command ``argv``; closing it ends the command."""
     child_read, write_fd = _pipe()
     read_fd, child_write = _pipe()
     stderr = tempfile.TemporaryFile()  # noqa: SIM115  (the wire closes it)
@@ -345,7 +341,16 @@ async def open_relay(argv: Sequence[str], env: Mapping[str, str] | None = None) 
     finally:
         os.close(child_read)
         os.close(child_write)
-    wire = ProcessWire(process, read_fd, write_fd, stderr)
+    return ProcessWire(process, read_fd, write_fd, stderr)
+
+
+async def open_relay(argv: Sequence[str], env: Mapping[str, str] | None = None) -> Wire:
+    """A wire on the stdin and stdout of the command ``argv``, which must end up in the relay.
+
+    What shells print before the relay's start marker is skipped; if the command ends without one,
+    the error shows what it printed.
+    """
+    wire = await open_process(argv, env)
     try:
         await skip_to_marker(wire)
     except BaseException as error:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+
+import anyio
 
 from mlinfra_sdk import providers
 from mlinfra_sdk.errors import MlinfraError, ProviderError, RequestError
@@ -28,10 +32,10 @@ async def acquire(request: Request, name: str, ledger: Ledger) -> LiveMachine:
     """The machine of this name if it lives, else a new one by the cheapest offer. Processes that
     ask for the same name at the same time get the same machine."""
     provider = providers.load(request.on)
-    async with claimed(provider.name, name):
+    async with claimed(request.on.replace("/", "_"), name):
         unfinished = ""
         for known in ledger.machines(active=True):
-            if known.provider != provider.name or known.name != name:
+            if known.provider != request.on or known.name != name:
                 continue
             if not known.handle:  # whoever launched it was killed before it was done
                 unfinished = known.id
@@ -66,22 +70,20 @@ async def _launch(
     gpu = offer.gpu
     machine_id = unfinished or ledger.intend_machine(
         name=name,
-        provider=provider.name,
+        provider=request.on,
         price=offer.price,
         gpu=gpu.name if gpu else "",
         gpu_count=gpu.count if gpu else 0,
     )
     started = time.time()
     try:
-        previous = await _previous(provider, name, ledger)
+        previous = await _previous(request.on, name, ledger)
         handle = await provider.launch(offer, request, machine_id, previous)
     except BaseException as error:
         reason = "the launch was cancelled" if not isinstance(error, Exception) else str(error)
         ledger.machine_stopped(machine_id, reason=reason[:500])
         if isinstance(error, OSError) and not isinstance(error, MlinfraError):
-            raise ProviderError(
-                f"on={provider.name} could not start a machine: {error}."
-            ) from error
+            raise ProviderError(f"on={request.on} could not start a machine: {error}.") from error
         raise
     ledger.machine_started(machine_id, handle=handle.to_json(), at=started)
     return LiveMachine(machine_id, name, provider, handle, offer)
@@ -95,10 +97,9 @@ async def stop(machine: LiveMachine, ledger: Ledger, reason: str) -> None:
 
 async def stop_known(known: Machine, ledger: Ledger, reason: str) -> None:
     """End a machine that the ledger knows."""
-    provider = providers.load(known.provider)
-    handle = await _find(provider, known)
+    handle = await _find(known)
     if handle is not None:
-        await provider.stop(handle)
+        await providers.of(handle).stop(handle)
     ledger.machine_stopped(known.id, reason=reason)
 
 
@@ -109,11 +110,13 @@ async def settle(ledger: Ledger) -> list[Machine]:
     """
     alive = []
     for known in ledger.machines(active=True):
-        provider = _installed(known.provider)
-        if provider is None:
-            continue  # nothing can be said
-        handle = await _find(provider, known)
-        if handle is None:
+        try:
+            handle = await _find(known)
+            provider = providers.of(handle) if handle is not None else None
+        except MlinfraError:
+            alive.append(known)  # who could tell is not installed here, or does not answer
+            continue
+        if handle is None or provider is None:
             # Another process may be launching it right now.
             if time.time() - known.intended_at > 600:
                 ledger.machine_stopped(known.id, reason="it never started")
@@ -129,41 +132,38 @@ async def settle(ledger: Ledger) -> list[Machine]:
 
 async def with_runs(ledger: Ledger) -> list[Machine]:
     """Machines that live, and those that have ended and left runs to be collected."""
-    return [*await settle(ledger), *(machine for _, machine in await _remains(ledger))]
+    alive = await settle(ledger)
+    return [*alive, *(machine for _, machine in await _remains(ledger.machines(active=False)))]
 
 
-async def _remains(ledger: Ledger) -> list[tuple[Handle, Machine]]:
-    """What ended machines have left: it is found again by starting one of the same name."""
-    ended = {machine.id: machine for machine in ledger.machines(active=False)}
-    return [
-        (handle, ended[handle.key])
-        for name in sorted({machine.provider for machine in ended.values()})
-        if (provider := _installed(name)) is not None
-        for handle in await provider.remains()
-        if handle.key in ended
-    ]
+async def _remains(machines: Sequence[Machine]) -> list[tuple[Handle, Machine]]:
+    """What of these ended machines is left: it is found again by starting one of the same name."""
+    found: list[tuple[Handle, Machine]] = []
+    known = {machine.id: machine for machine in machines}
+
+    async def ask(on: str) -> None:
+        with suppress(MlinfraError):  # gone from the settings, or it cannot be reached
+            for handle in await providers.load(on).remains():
+                if handle.key in known:
+                    found.append((handle, known[handle.key]))
+
+    async with anyio.create_task_group() as tasks:
+        for on in sorted({machine.provider for machine in machines}):
+            tasks.start_soon(ask, on)
+    return found
 
 
-async def _previous(provider: Provider, name: str, ledger: Ledger) -> Handle | None:
+async def _previous(on: str, name: str, ledger: Ledger) -> Handle | None:
     """The machine of this name before, if it has left something."""
-    for handle, machine in await _remains(ledger):
-        if (machine.provider, machine.name) == (provider.name, name):
-            return handle
-    return None
+    ended = [it for it in ledger.machines(active=False) if (it.provider, it.name) == (on, name)]
+    return next((handle for handle, _ in await _remains(ended)), None)
 
 
-def _installed(name: str) -> Provider | None:
-    """The provider, unless it is not installed here."""
-    try:
-        return providers.load(name)
-    except RequestError:
-        return None
-
-
-async def _find(provider: Provider, known: Machine) -> Handle | None:
+async def _find(known: Machine) -> Handle | None:
+    """Where a machine is; one whose launch was not confirmed may be known to its provider."""
     if known.handle:
         return Handle.from_json(known.handle)
-    for handle in await provider.list():
+    for handle in await providers.load(known.provider).list():
         if handle.key == known.id:
             return handle
     return None

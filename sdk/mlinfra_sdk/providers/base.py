@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 
@@ -11,7 +11,15 @@ from mlinfra_sdk.link.wire import Wire
 from mlinfra_sdk.spec import Gpu, Request
 from mlinfra_sdk.worker.host import Status
 
-__all__ = ["Capabilities", "Handle", "Offer", "Problem", "Provider", "Status"]
+__all__ = [
+    "Capabilities",
+    "Handle",
+    "NoOptions",
+    "Offer",
+    "Problem",
+    "Provider",
+    "Status",
+]
 
 
 class Capabilities(msgspec.Struct, frozen=True):
@@ -56,11 +64,27 @@ class Handle(msgspec.Struct, frozen=True):
         return msgspec.json.decode(text, type=cls)
 
 
-class Provider(Protocol):
-    """A backend. All methods but the first are coroutines that clean up when cancelled."""
+class NoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of a provider that has nothing to set."""
 
-    name: str
+
+class Provider(Protocol):
+    """A backend. All methods but the first are coroutines that clean up when cancelled.
+
+    It is made with the options of its target (a ``[targets.NAME]`` table, or what stands behind the
+    colon of ``on=ssh:box``); for a machine that exists it is made without, and takes all that it
+    has to know from the handle.
+    """
+
+    name: ClassVar[str]
+    """The name of its entry point."""
     capabilities: Capabilities
+    options: ClassVar[type[msgspec.Struct]]
+    """Its options with their types and defaults, unknown ones forbidden."""
+    argument: ClassVar[str]
+    """The option that stands behind the colon; empty if there is none."""
+
+    def __init__(self, options: Any = ...) -> None: ...
 
     def check(self) -> list[Problem]:
         """What is missing for this provider to work. Costs nothing."""
@@ -87,7 +111,8 @@ class Provider(Protocol):
         ...
 
     async def status(self, handle: Handle) -> Status:
-        """How the machine is, asked of whoever really knows."""
+        """How the machine is, asked of whoever really knows. One that cannot be asked counts as
+        alive: it may well run, and cost."""
         ...
 
     async def stop(self, handle: Handle) -> None:

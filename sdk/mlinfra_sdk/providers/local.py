@@ -9,15 +9,17 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import anyio
 import anyio.to_thread
+import msgspec
 
 from mlinfra_sdk import paths
 from mlinfra_sdk.errors import LinkClosed, LinkError
 from mlinfra_sdk.ledger import Price
 from mlinfra_sdk.link.wire import Wire, connect_unix
-from mlinfra_sdk.providers.base import Capabilities, Handle, Offer, Problem, Status
+from mlinfra_sdk.providers.base import Capabilities, Handle, NoOptions, Offer, Problem, Status
 from mlinfra_sdk.spec import Request
 from mlinfra_sdk.worker import gpus, host
 from mlinfra_sdk.worker.folder import SOCKET, Config, load_config
@@ -29,8 +31,13 @@ _START_SECONDS = 1.5
 class LocalProvider:
     """Machines that are processes here, each with a directory of its own (0700)."""
 
-    name = "local"
+    name: ClassVar = "local"
     capabilities = Capabilities(hard_stop="worker", shared_fs=True)
+    options: ClassVar[type[msgspec.Struct]] = NoOptions
+    argument: ClassVar = ""
+
+    def __init__(self, options: NoOptions | None = None) -> None:
+        pass
 
     def check(self) -> list[Problem]:
         """Only the state directory can be missing."""
