@@ -92,8 +92,11 @@ def _start(app: str, home: Path) -> tuple[Browser, subprocess.Popen[bytes]]:
     config.mkdir(parents=True)
     (config / "default_setting_overrides.json").write_text(json.dumps(SETTINGS))
     (config / "page_config.json").write_text(json.dumps(PAGE))
-    application = {"lab": "LabApp", "notebook": "JupyterNotebookApp"}[app]
-    command = [sys.executable, "-m", "jupyter", app, "--no-browser", "--allow-root", "--port=0"]
+    module, application = {
+        "lab": ("jupyterlab", "LabApp"),
+        "notebook": ("notebook", "JupyterNotebookApp"),
+    }[app]
+    command = [sys.executable, "-m", module, "--no-browser", "--allow-root", "--port=0"]
     command += [f"--ServerApp.root_dir={folder}", f"--{application}.expose_app_in_browser=True"]
     environment = os.environ | {
         "IPYTHONDIR": str(home / "ipython"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import textwrap
 from collections.abc import Iterator
@@ -66,8 +67,8 @@ class Recorder:
 
 @dataclass
 class Work:
-    """A cell that prints ``lines`` numbered lines, with displays and comm messages between them,
-    and changes variables."""
+    """A cell that prints ``lines`` numbered lines, with pictures, updates of a display and comm
+    messages between them, and changes variables."""
 
     lines: int
     pause: float = 0.0
@@ -80,15 +81,19 @@ class Work:
         return (
             textwrap.dedent(
                 f"""
-            import comm as _comm, time as _time
+            import base64 as _base64, comm as _comm, time as _time
             from IPython.display import display
+            _bar = display({{"text/plain": "{self.name} bar"}}, raw=True, display_id=True)
             _channel = _comm.create_comm(target_name="test", data={{"name": {self.name!r}}})
             {self.name}_total = 0
             for _n in range({self.lines}):
                 print("{self.name}", _n)
                 {self.name}_total += _n
                 if _n % 100 == 0:
-                    display({{"text/plain": f"{self.name} display {{_n}}"}}, raw=True)
+                    _bar.update({{"text/plain": f"{self.name} bar {{_n}}"}}, raw=True)
+                    _picture = _base64.b64encode(bytes([_n % 251]) * 1500).decode()
+                    _text = f"{self.name} display {{_n}}"
+                    display({{"text/plain": _text, "image/png": _picture}}, raw=True)
                     _channel.send({{"n": _n}}, buffers=[bytes([_n % 256]) * 3000])
                     _time.sleep({self.pause})
             """
@@ -108,30 +113,38 @@ class Work:
         if numbers != expected:
             at = next(i for i, (a, b) in enumerate(zip(numbers, expected, strict=True)) if a != b)
             found.append(f"message {expected[at]} is {numbers[at]}")
-        shown, sent, opened = "", [], 0
+        shown, pictures, sent, opened = "", [], [], 0
         for record in records:
             content = json.loads(record.content)
             if record.msg_type == "stream":
                 shown += content["text"]
-            elif record.msg_type == "display_data":
-                shown += content["data"]["text/plain"] + "\n"
+            elif record.msg_type in ("display_data", "update_display_data"):
+                shown += content["data"].pop("text/plain") + "\n"
+                pictures += content["data"].values()
             elif record.msg_type == "comm_open":
                 opened += 1
             elif record.msg_type == "comm_msg":
                 sent.append((content["data"]["n"], *map(bytes, record.buffers)))
             else:
                 found.append(f"a {record.msg_type}")
-        wanted = "".join(
-            f"{self.name} {n}\n" + (f"{self.name} display {n}\n" if n % 100 == 0 else "")
+        wanted = f"{self.name} bar\n" + "".join(
+            f"{self.name} {n}\n"
+            + (f"{self.name} bar {n}\n{self.name} display {n}\n" if n % 100 == 0 else "")
             for n in range(self.lines)
         )
         if shown != wanted:
             found.append(f"text differs: {len(shown)} characters of {len(wanted)}")
+        if pictures != [_picture(n) for n in range(0, self.lines, 100)]:
+            found.append(f"{len(pictures)} pictures, or they differ")
         if sent != [(n, bytes([n % 256]) * 3000) for n in range(0, self.lines, 100)]:
             found.append(f"comm messages differ: {[n for n, *_ in sent][:50]}")
         if opened != 1:
             found.append(f"{opened} comms opened")
         return found
+
+
+def _picture(n: int) -> str:
+    return base64.b64encode(bytes([n % 251]) * 1500).decode()
 
 
 @dataclass
