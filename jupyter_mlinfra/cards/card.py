@@ -37,7 +37,7 @@ _LOOKS: dict[Phase, _Look] = {
     "data": _Look("Moving data", "data", "#d97706"),
     "running": _Look("Running", "running", "#3b82f6"),
     "reconnecting": _Look("Reconnecting", "reconnecting", "#d97706"),
-    "detached": _Look("Running detached", "detached", "#7c7f88"),
+    "detached": _Look("Detached", "detached", "#7c7f88", "↗"),  # for good: this card is not redrawn
     "done": _Look("Done", "done", "#16a34a", "✓"),
     "error": _Look("Error", "error", "#dc2626", "✗"),
     "interrupted": _Look("Interrupted", "interrupted", "#d97706", "■"),

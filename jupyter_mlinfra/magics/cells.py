@@ -11,9 +11,12 @@ from mlinfra_sdk.errors import KernelDied, MachineLost, MlinfraError, RunDetache
 from mlinfra_sdk.frontend import Frontend
 from mlinfra_sdk.jobs import RunHandle
 from mlinfra_sdk.namespace.analysis import CellNames, cell_names
-from mlinfra_sdk.running import Result
+from mlinfra_sdk.running import Outcome, Result
 from mlinfra_sdk.session import Session
 from mlinfra_sdk.spec import Request
+from mlinfra_sdk.worker import messages
+from mlinfra_sdk.worker.messages import Record
+from mlinfra_sdk.worker.runs import status_after
 
 from ..cards import RunState
 from ..cards.state import Phase
@@ -108,11 +111,15 @@ class Cells:
             card.background = card.notify = True
         frontend.phase("running")
         self._background.append((handle, session, frontend, card))
-        handle.when_done(self._soon)
+        handle.when_done(lambda: self._has_ended(handle, session, frontend, card))
         return handle
 
-    def _soon(self) -> None:
-        """A background run has ended: take it over as soon as no cell runs."""
+    def _has_ended(
+        self, handle: RunHandle, session: Session, frontend: Frontend, card: RunState | None
+    ) -> None:
+        """A background run has ended: tell it, and take it over as soon as no cell runs."""
+        if (phase := _phase_after(handle)) is not None:
+            _finish(session, frontend, card, phase)
         kernel = getattr(self._shell, "kernel", None)
         if kernel is not None:
             kernel.io_loop.add_callback(self.take_ended)
@@ -122,10 +129,9 @@ class Cells:
         ended = [it for it in self._background if it[0].done()]
         self._background = [it for it in self._background if it not in ended]
         for handle, session, frontend, card in ended:
-            status: Phase = "error"
+            status: Phase = _phase_after(handle) or "error"
             try:
                 result = handle.collect()
-                status = "done" if result.error is None else "error"
                 if card is not None:
                     card.warnings = result.report.warnings
             except MlinfraError as error:
@@ -161,8 +167,24 @@ def _finish(session: Session, frontend: Frontend, card: RunState | None, phase: 
     if session.machine is not None:
         card.machine = session.machine.name
         card.rate = session.machine.offer.price.micro_per_hour
-    card.enter(phase)
+    if card.phase != phase:
+        card.enter(phase)
     frontend.show()
+    card.notify = False  # once is enough
+
+
+def _phase_after(handle: RunHandle) -> Phase | None:
+    """How a run that was followed has ended, as far as it has."""
+    match handle.ending():
+        case Outcome(reply={"status": "ok"}):
+            return "done"
+        case Outcome(reply={"ename": "KeyboardInterrupt"}):
+            return "interrupted"
+        case Outcome():
+            return "error"
+        case Record(msg_type=messages.DIED) as record:
+            return "interrupted" if status_after(record) == "cancelled" else "lost"
+    return None
 
 
 def _show_without_frames(error: KeyboardInterrupt) -> None:

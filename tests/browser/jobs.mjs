@@ -15,7 +15,7 @@ const scenarios = {
     await notebook.run(SETUP);
     await notebook.run(DETACHED);
     const card = notebook.card(DETACHED);
-    await card.getByText('Running detached as train').waitFor();
+    await card.getByText('Detached as train').waitFor();
     await card.getByRole('button', { name: 'Attach' }).waitFor();
     await notebook.screenshots('run-detached');
     await notebook.save();

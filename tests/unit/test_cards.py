@@ -196,7 +196,7 @@ def test_a_cut_off_card_says_for_how_long() -> None:
 
 def test_a_detached_card_names_its_run() -> None:
     run = state("detached", run="train")
-    assert render_text(run).startswith("Running detached as train · ")
+    assert render_text(run).startswith("Detached as train · ")
     assert bundle(run)["application/vnd.mlinfra.run+json"]["run"] == "train"
 
 

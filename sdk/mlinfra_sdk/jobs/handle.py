@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from mlinfra_sdk.errors import MlinfraError
 from mlinfra_sdk.jobs.background import Background
-from mlinfra_sdk.worker.messages import RunInfo
+from mlinfra_sdk.worker.messages import Record, RunInfo
 
 if TYPE_CHECKING:
     from mlinfra_sdk.exchange import Exchange
-    from mlinfra_sdk.running import Result
+    from mlinfra_sdk.running import Outcome, Result
 
 _POLL = 0.5
 
@@ -56,6 +56,13 @@ class RunHandle:
         """Call ``act`` in another thread at the end of a run that is followed."""
         if self._background is not None:
             self._background.ended.add_done_callback(lambda _: act())
+
+    def ending(self) -> Outcome | Record | None:
+        """What the machine said at the end of a run that is followed, once it has."""
+        background = self._background
+        if background is None or not background.ended.done() or background.ended.exception():
+            return None
+        return background.ended.result()
 
     def cancel(self) -> None:
         """Interrupt it, or take it out of the queue."""
@@ -100,5 +107,5 @@ class RunHandle:
         return self.result()
 
     def __repr__(self) -> str:
-        state = "ended" if self.done() else "running"
-        return f"<run {self.name}: {state}>"
+        # Not how it is: this is shown below the cell, and stays there.
+        return f"<run {self.name}>"
