@@ -106,8 +106,9 @@ def test_no_price_is_claimed_before_there_is_an_offer() -> None:
     "run",
     [
         state("error", rate=10**5, seconds={"running": 9.0}, bytes_up=5, warnings=["Beware."]),
-        state("data", progress=(300_000_000, 1_200_000_000)),
-        state("environment", progress=(5, 0)),
+        # Hours are shown without the moment between the two drawings.
+        state("data", progress=(300_000_000, 1_200_000_000), seconds={"start": 7200.0}),
+        state("environment", progress=(5, 0), seconds={"start": 7200.0}),
     ],
 )
 def test_html_and_text_say_the_same(run: RunState) -> None:
