@@ -8,6 +8,7 @@ import time
 import uuid
 from typing import Any
 
+from mlinfra_sdk.machines.lifecycle import LiveMachine
 from mlinfra_sdk.worker.messages import Record
 
 from .cards import RunState, message
@@ -81,6 +82,14 @@ class KernelFrontend:
                 self._card.enter(phase)
             if self._card_id or phase != "running":
                 self.show()
+
+    def placed(self, machine: LiveMachine) -> None:
+        """Tell it on the card."""
+        if self._card is not None:
+            offer = machine.offer
+            self._card.machine, self._card.target = machine.name, machine.target
+            self._card.gpu = str(offer.gpu or "")
+            self._card.rate = offer.price.micro_per_hour if offer.price.known else None
 
     def progress(self, done: int, total: int) -> None:
         """Tell it on the card, now and then."""

@@ -139,8 +139,9 @@ def _facts(state: RunState, elapsed: float) -> list[str]:
     place = f"{state.target} {state.gpu}".rstrip()
     facts = [place, format_duration(elapsed)]
     if state.phase != "quote":
-        rate = f" ({format_usd(state.rate)}/h)" if state.rate else ""
-        facts.append(format_usd(state.spent(elapsed)) + rate)
+        rate, spent = state.rate, state.spent(elapsed)
+        hourly = f" ({format_usd(rate)}/h)" if rate else ""
+        facts.append("price unknown" if spent is None else format_usd(spent) + hourly)
     moved = []
     if state.bytes_up:
         moved.append(f"↑ {format_size(state.bytes_up)}")

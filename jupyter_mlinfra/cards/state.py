@@ -42,7 +42,8 @@ class RunState:
     notify: bool = False
     """Whether its end is worth a notification: nobody may be looking at the cell."""
     gpu: str = ""
-    rate: int = 0
+    rate: int | None = 0
+    """None: nobody states a price."""
     bytes_up: int = 0
     bytes_down: int = 0
     progress: tuple[int, int] | None = None
@@ -77,9 +78,11 @@ class RunState:
         """Seconds in the present phase until now."""
         return time.monotonic() - self.entered
 
-    def spent(self, elapsed: float) -> int:
-        """Micro-USD so far."""
-        return units.cost(self.rate, elapsed) if self.cost is None else self.cost
+    def spent(self, elapsed: float) -> int | None:
+        """Micro-USD so far; None if no price is known."""
+        if self.cost is not None or self.rate is None:
+            return self.cost
+        return units.cost(self.rate, elapsed)
 
     def facts(self) -> dict[str, Any]:
         """The same as JSON, for front ends that draw the card themselves."""

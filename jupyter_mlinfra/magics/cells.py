@@ -157,7 +157,7 @@ class Cells:
 
 def new_card(request: Request) -> RunState | None:
     """The card of a run, unless the user wants none."""
-    return None if request.quiet else RunState(target=request.on, gpu=str(request.gpu or ""))
+    return None if request.quiet else RunState(target=request.target, gpu=str(request.gpu or ""))
 
 
 def _finish(session: Session, frontend: Frontend, card: RunState | None, phase: Phase) -> None:
@@ -165,8 +165,7 @@ def _finish(session: Session, frontend: Frontend, card: RunState | None, phase: 
     if card is None or not isinstance(frontend, KernelFrontend):
         return
     if session.machine is not None:
-        card.machine = session.machine.name
-        card.rate = session.machine.offer.price.micro_per_hour
+        frontend.placed(session.machine)
     if card.phase != phase:
         card.enter(phase)
     frontend.show()

@@ -68,7 +68,10 @@ class Sessions:
         """Where the outputs of the present cell appear."""
         if self._kernel is None:
             return Console(show_result=True)
-        return KernelFrontend(self._kernel, self._comms[session], card)
+        frontend = KernelFrontend(self._kernel, self._comms[session], card)
+        if session.machine is not None:
+            frontend.placed(session.machine)
+        return frontend
 
     def with_run(self, name: str, request: Request) -> tuple[Session, RunInfo]:
         """The session whose machine has this run. First this notebook's machines are looked at,

@@ -22,9 +22,9 @@ def show_status(resolved: Resolved, session: Session | None) -> None:
         print("No machine yet; the next %%remote cell starts one.")
     else:
         agent = session.agent()
-        price = machine.offer.price
-        rate = f"{units.format_usd(price.micro_per_hour)}/h ({price.source}, {price.date})"
-        print(f"Machine {machine.name} on {machine.provider.name}, {rate}")
+        gpu = f" with {machine.offer.gpu}" if machine.offer.gpu else ""
+        rate = machine.offer.price.describe()
+        print(f"Machine {machine.name} on {machine.target}{gpu}, {rate}")
         if agent is None:
             print("  not connected: it is looked for at the next cell")
         else:

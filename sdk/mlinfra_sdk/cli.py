@@ -289,7 +289,7 @@ def _as_json(machine: Machine, cost: int) -> dict[str, Any]:
         "gpu_count": machine.gpu_count,
         "started_at": machine.started_at,
         "usd": cost / 1e6,
-        "usd_per_hour": machine.price.micro_per_hour / 1e6,
+        "usd_per_hour": machine.price.micro_per_hour / 1e6 if machine.price.known else None,
         "price_source": machine.price.source,
         "price_date": machine.price.date,
     }
@@ -311,13 +311,14 @@ def _show_status(
         table = Table("machine", "on", "GPU", "up", "cost", "rate", box=None, pad_edge=False)
         for machine in alive:
             price = machine.price
+            spent = format_usd(cost[machine.id]) if price.known else "unknown"
             table.add_row(
                 machine.name,
                 machine.provider,
                 f"{machine.gpu}:{machine.gpu_count}" if machine.gpu else "none",
                 format_duration(time.time() - (machine.started_at or machine.intended_at)),
-                format_usd(cost[machine.id]),
-                f"{format_usd(price.micro_per_hour)}/h ({price.source}, {price.date})",
+                spent,
+                price.describe(),
             )
         out.print(table)
     else:

@@ -24,11 +24,13 @@ from mlinfra_sdk.errors import (
     MlinfraError,
     RemoteValueLost,
     VersionMismatch,
+    WrongGpu,
 )
 from mlinfra_sdk.frontend import Console, Frontend
 from mlinfra_sdk.jobs import Background
 from mlinfra_sdk.ledger import Ledger
 from mlinfra_sdk.machines import lifecycle, versions
+from mlinfra_sdk.machines.accelerators import checked
 from mlinfra_sdk.machines.client import AgentClient
 from mlinfra_sdk.machines.lifecycle import LiveMachine
 from mlinfra_sdk.machines.portal import portal
@@ -280,8 +282,10 @@ class Connection:
         with contextlib.suppress(MlinfraError, OSError):
             self._store.collect_garbage(_STORE_LIMIT)
         # The next machine has the same name: it takes over runs that this one may leave behind.
-        self._name = self._name or self.request.machine or _new_name(self.request.on)
-        machine = portal().call(lifecycle.acquire(self.request, self._name, self.ledger))
+        self._name = self._name or self.request.machine or _new_name(self.request.target)
+        machine = portal().call(
+            lifecycle.acquire(self.request, self._name, self.ledger, frontend.note)
+        )
         self._machine = machine  # from now on closing this session stops it
         lifetime.opened(self)
         client = self._open_client(machine)
@@ -289,12 +293,14 @@ class Connection:
         info = client.ask(m.Describe(client.next_id()), m.AgentInfo)
         try:
             versions.check(machine.name, info)
-        except VersionMismatch:
+            machine = self._machine = checked(machine, self.request.gpu, client, frontend.note)
+        except (VersionMismatch, WrongGpu) as error:
             client.close()
             lifetime.closed(self)
             self._machine = None
-            portal().call(lifecycle.stop(machine, self.ledger, "its versions do not fit"))
+            portal().call(lifecycle.stop(machine, self.ledger, error.message))
             raise
+        frontend.placed(machine)
         again = self._synced == machine.id
         self._client, self._synced = client, machine.id
         self._shared_store = info.store == self._store.id

@@ -46,6 +46,14 @@ class ProviderError(MlinfraError):
     """A provider could not do what was asked (credentials, capacity, a failed launch)."""
 
 
+class NoCapacity(ProviderError):
+    """The provider has no such machine free right now; another one may."""
+
+
+class WrongGpu(ProviderError):
+    """A machine does not have the accelerators that were asked for; it has been stopped."""
+
+
 class LinkError(MlinfraError, ConnectionError):
     """The connection to a machine's agent failed."""
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import getpass
 import json
 import sys
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mlinfra_sdk.worker.messages import Record
+
+if TYPE_CHECKING:
+    from mlinfra_sdk.machines.lifecycle import LiveMachine
 
 
 class Frontend(Protocol):
@@ -29,6 +32,10 @@ class Frontend(Protocol):
 
     def phase(self, phase: str) -> None:
         """The run has come to another phase: start, data, running."""
+        ...
+
+    def placed(self, machine: LiveMachine) -> None:
+        """The machine that has been found or started, as it really is."""
         ...
 
     def progress(self, done: int, total: int) -> None:
@@ -81,6 +88,9 @@ class Console:
         """Not shown."""
 
     def phase(self, phase: str) -> None:
+        """Not shown."""
+
+    def placed(self, machine: LiveMachine) -> None:
         """Not shown."""
 
     def progress(self, done: int, total: int) -> None:

@@ -40,7 +40,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What to run on, with every setting resolved. Durations in seconds, sizes in bytes."""
 
     gpu: Gpus | None = None
-    on: str = targets.DEFAULT
+    on: str = targets.AUTO
     idle: float = 900.0
     time: float | None = None
     machine: str | None = None
@@ -56,9 +56,15 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Micro-USD per hour of a machine of the user's own."""
 
     @property
+    def target(self) -> str:
+        """What ``on`` names, or ``auto`` if that has to be found out: what needs no GPU runs
+        here."""
+        return targets.DEFAULT if self.on == targets.AUTO and self.gpu is None else self.on
+
+    @property
     def place(self) -> tuple[object, ...]:
         """What requests must have in common to be met by one machine."""
-        return (self.on, self.gpu, self.machine, self.isolate)
+        return (self.target, self.gpu, self.machine, self.isolate)
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,8 @@ class Setting:
 
 
 def _parse_target(text: str) -> str:
-    targets.find(text)
+    if text != targets.AUTO:
+        targets.find(text)
     return text
 
 
@@ -143,10 +150,10 @@ GPU = Kind(
     lambda: (*catalog().names, "any", "none"),
 )
 TARGET = Kind(
-    "an installed provider, with its argument as in ssh:HOST, or a target of a settings file",
+    "auto, an installed provider, with its argument as in ssh:HOST, or a target of a settings file",
     _parse_target,
     str,
-    targets.names,
+    lambda: (targets.AUTO, *targets.names()),
 )
 DURATION = Kind(
     "a duration with units, such as 15m, 2h, 1h30m or 90s",
@@ -186,7 +193,12 @@ SETTINGS: Mapping[str, Setting] = {
     setting.name: setting
     for setting in (
         Setting("gpu", GPU, "accelerator that the cell needs", "gpu=A10:2"),
-        Setting("on", TARGET, "where the machine comes from", "on=ssh:box"),
+        Setting(
+            "on",
+            TARGET,
+            "where the machine comes from; auto: the cheapest that has the GPU",
+            "on=ssh:box",
+        ),
         Setting("idle", DURATION, "stop the machine after so long without work", "idle=15m"),
         Setting("time", LIMIT, "stop the machine so long after its start in any case", "time=2h"),
         Setting(
@@ -333,7 +345,7 @@ def resolve(layers: Iterable[Layer]) -> Resolved:
     """Lay the layers over the built-in defaults, the last one on top. Settings of the target that
     they choose lie on what files and environment say, and below the rest."""
     layers = list(layers)
-    on = next((it.values["on"] for it in reversed(layers) if "on" in it.values), targets.DEFAULT)
+    on = next((it.values["on"] for it in reversed(layers) if "on" in it.values), targets.AUTO)
     above = next((n for n, it in enumerate(layers) if it.place != CONFIG), len(layers))
     layers.insert(above, _target_layer(str(on)))
     values: dict[str, Any] = {}

@@ -22,6 +22,8 @@ from .toml_files import Table, tables
 
 TABLE = "targets"
 DEFAULT = "local"
+AUTO = "auto"
+"""No target, but the wish that one be chosen."""
 _PROVIDER = "provider"
 
 
@@ -75,6 +77,8 @@ def find(name: str) -> Target:
     if own is not None:
         return own
     provider, colon, argument = name.partition(":")
+    if provider not in installed():
+        installed.cache_clear()  # it may have been installed since
     if provider not in installed() or (colon and not argument):
         raise ValueError(did_you_mean(name, names()))
     return Target(name, provider, argument)

@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 
+from mlinfra_sdk.machines.lifecycle import LiveMachine
 from mlinfra_sdk.namespace.analysis import cell_names
 from mlinfra_sdk.running import Result
 from mlinfra_sdk.session import Session
@@ -43,6 +44,9 @@ class Recorder:
 
     def phase(self, phase: str) -> None:
         self.phases.append(phase)
+
+    def placed(self, machine: LiveMachine) -> None:
+        self.placement = machine.offer
 
     def progress(self, done: int, total: int) -> None:
         self.progressed.append((done, total))

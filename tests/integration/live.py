@@ -130,7 +130,9 @@ class Notebook:
             TMPDIR=str(self.temporary),
             XDG_CONFIG_HOME=str(folder / "config"),
             IPYTHONDIR=str(folder / "ipython"),
-            PYTHONPATH=os.pathsep.join((str(ROOT), str(ROOT / "sdk"))),
+            PYTHONPATH=os.pathsep.join(
+                filter(None, (str(ROOT), str(ROOT / "sdk"), os.environ.get("PYTHONPATH")))
+            ),
             **environment,
         )
         # With it ipykernel would not capture what is written below Python.

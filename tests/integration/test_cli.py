@@ -140,7 +140,11 @@ def test_a_reader_that_goes_away(here: Place) -> None:
         (["run", "script.py", "argument"], 2, "'argument' is not KEY=VALUE."),
         (["run", "script.py", "idel=5m"], 2, "Did you mean 'idle'?"),
         (["run", "script.py", "idle=soon"], 2, "idle=soon in the command line is not understood"),
-        (["run", "script.py", "gpu=B200:64"], 2, "gpu=B200:64 cannot be met by on=local"),
+        (
+            ["run", "script.py", "gpu=B200:64", "on=local"],
+            2,
+            "gpu=B200:64 cannot be met by on=local",
+        ),
         (["status", "--", "x"], 2, "status takes no arguments behind --."),
         (["stop", "absent"], 1, "No machine 'absent' runs."),
         (["frobnicate"], 2, "invalid choice"),

@@ -46,7 +46,7 @@ def complete(client: BlockingKernelClient, code: str) -> tuple[str, list[str]]:
     [
         ("%%remote g|\nx = 1", "g", ["gpu="]),
         ("%%remote gpu=A10:2 is|\nx = 1", "is", ["isolate"]),
-        ("%%remote gpu=a1|\nx", "a1", ["A10", "A100"]),
+        ("%%remote gpu=l|\nx", "l", ["L4", "L40", "L40S"]),
         ("%%remote idle=|", "", ["15m", "30m", "1h", "2h"]),
         ("%%remote machine=test-|", "test-", ["test-2"]),
         ("%remote st|", "st", ["status", "stop"]),

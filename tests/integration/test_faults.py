@@ -24,7 +24,7 @@ from chaos import Net, Plan, net, random_cuts
 from faulty import Client, Recorder, Work, agents, client, kernels, processes
 from live import until
 
-from mlinfra_sdk import spec
+from mlinfra_sdk import targets
 from mlinfra_sdk.errors import (
     KernelDied,
     MachineLost,
@@ -67,7 +67,7 @@ def home() -> Iterator[Path]:
 def path(home: Path) -> Iterator[Net]:
     """The path between clients and agents. Its provider comes while the process runs, as one
     that is installed from a notebook."""
-    spec.targets()
+    targets.installed()
     with net(home / "net") as it:
         yield it
 

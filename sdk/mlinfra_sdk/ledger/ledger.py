@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sqlite3
 import threading
 import time
@@ -22,12 +23,14 @@ from typing import Any
 
 import msgspec
 
-from .. import paths
+from .. import paths, units
+from ..catalog import is_stale
 from ..errors import LedgerError
 from .attribution import Cost, attribute
 from .schema import migrate
 
 _BUSY_SECONDS = 10.0
+_UNKNOWN = "unknown"
 
 
 class Price(msgspec.Struct, frozen=True):
@@ -36,6 +39,24 @@ class Price(msgspec.Struct, frozen=True):
     micro_per_hour: int
     source: str
     date: str
+
+    @classmethod
+    def unknown(cls) -> Price:
+        """What nobody states; it counts as nothing and is never shown as an amount."""
+        return cls(0, _UNKNOWN, "")
+
+    @property
+    def known(self) -> bool:
+        """Whether the rate is an amount."""
+        return self.source != _UNKNOWN
+
+    def describe(self) -> str:
+        """``$1.10/h (modal.com, 2026-07-01)``, with ``stale`` if it is old."""
+        if not self.known:
+            return "price unknown"
+        source = re.sub(r"^https?://([^/]+).*", r"\1", self.source).removeprefix("www.")
+        age = ", stale" if is_stale(self.date) else ""
+        return f"{units.format_usd(self.micro_per_hour)}/h ({source}, {self.date}{age})"
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,12 +16,12 @@ _POLL = 0.02
 
 
 @asynccontextmanager
-async def claimed(provider: str, name: str) -> AsyncIterator[None]:
+async def claimed(name: str) -> AsyncIterator[None]:
     """Wait until nobody else is in here for this name. A process that is killed leaves at once:
     the claim is a lock on a file, which ends with its holder."""
     folder = paths.data_dir() / "claims"
     folder.mkdir(mode=0o700, exist_ok=True)
-    path = folder / f"{provider}-{name}"
+    path = folder / name.replace("/", "_")
     fd = await _locked(path)
     try:
         yield

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 import anyio
+import anyio.to_thread
+import msgspec
 
 from mlinfra_sdk import providers
-from mlinfra_sdk.errors import MlinfraError, ProviderError, RequestError
+from mlinfra_sdk.errors import MlinfraError, NoCapacity, ProviderError
 from mlinfra_sdk.ledger import Ledger, Machine
+from mlinfra_sdk.machines import market
 from mlinfra_sdk.machines.claim import claimed
 from mlinfra_sdk.providers.base import Handle, Offer, Provider
 from mlinfra_sdk.spec import Gpu, Request
+from mlinfra_sdk.targets import AUTO
 
 
 @dataclass(frozen=True)
@@ -23,33 +27,64 @@ class LiveMachine:
 
     id: str
     name: str
+    target: str
+    """What ``on=`` calls the place that it comes from."""
     provider: Provider
     handle: Handle
     offer: Offer
 
 
-async def acquire(request: Request, name: str, ledger: Ledger) -> LiveMachine:
-    """The machine of this name if it lives, else a new one by the cheapest offer. Processes that
-    ask for the same name at the same time get the same machine."""
-    provider = providers.load(request.on)
-    async with claimed(request.on.replace("/", "_"), name):
+async def acquire(
+    request: Request, name: str, ledger: Ledger, say: Callable[[str], None] = lambda text: None
+) -> LiveMachine:
+    """The machine of this name if it lives, else a new one by the best offer that has capacity.
+    Processes that ask for the same name at the same time get the same machine.
+
+    ``say`` is called, in some thread, with what is going to be started before it starts, and why
+    an offer was not to be had after all. Raises :class:`NoCapacity` if that is so with all.
+    """
+    async with claimed(name):
         unfinished = ""
         for known in ledger.machines(active=True):
-            if known.provider != request.on or known.name != name:
+            if request.target not in (AUTO, known.provider) or known.name != name:
                 continue
             if not known.handle:  # whoever launched it was killed before it was done
                 unfinished = known.id
+                request = msgspec.structs.replace(request, on=known.provider)
                 continue
             handle = Handle.from_json(known.handle)
+            provider = providers.of(handle)
             status = await provider.status(handle)
             if status.alive:
-                return LiveMachine(known.id, name, provider, handle, _offer_of(known))
+                offer = _offer_of(known)
+                return LiveMachine(known.id, name, known.provider, provider, handle, offer)
             ledger.machine_stopped(known.id, reason=status.reason, at=status.ended_at)
             await provider.stop(handle)
-        offers = await provider.offers(request)
-        if not offers:
-            raise RequestError(f"on={request.on} offers nothing that fits.", hint="Ask for less.")
-        return await _launch(provider, offers[0], request, name, ledger, unfinished)
+        found = await market.offers(request)
+        return await _launch_one(found, request, name, ledger, unfinished, say)
+
+
+async def _launch_one(
+    found: market.Market,
+    request: Request,
+    name: str,
+    ledger: Ledger,
+    unfinished: str,
+    say: Callable[[str], None],
+) -> LiveMachine:
+    said, hint = market.announcement(found, request), ""
+    for number, quote in enumerate(found.quotes):
+        if number:
+            said = f"{said} Now {quote}."
+        if said:
+            await anyio.to_thread.run_sync(say, said)
+        chosen = msgspec.structs.replace(request, on=quote.target)
+        try:
+            return await _launch(quote.provider, quote.offer, chosen, name, ledger, unfinished)
+        except NoCapacity as error:
+            said = f"{said} {quote.target} has no capacity: {error.message}".strip()
+            hint, unfinished = error.hint, ""
+    raise NoCapacity(said, hint=hint or "Try again later, or allow another GPU: gpu=A10|L4.")
 
 
 def _offer_of(known: Machine) -> Offer:
@@ -86,7 +121,7 @@ async def _launch(
             raise ProviderError(f"on={request.on} could not start a machine: {error}.") from error
         raise
     ledger.machine_started(machine_id, handle=handle.to_json(), at=started)
-    return LiveMachine(machine_id, name, provider, handle, offer)
+    return LiveMachine(machine_id, name, request.on, provider, handle, offer)
 
 
 async def stop(machine: LiveMachine, ledger: Ledger, reason: str) -> None:

@@ -32,8 +32,8 @@ from mlinfra_sdk.link.wire import serve_unix
 from mlinfra_sdk.objects.bulk import Bulk
 from mlinfra_sdk.objects.compression import FEATURE
 from mlinfra_sdk.objects.store import ChunkStore
+from mlinfra_sdk.worker import gpus, upkeep
 from mlinfra_sdk.worker import messages as m
-from mlinfra_sdk.worker import upkeep
 from mlinfra_sdk.worker.folder import (
     ENDED,
     SOCKET,
@@ -231,6 +231,8 @@ class Agent:
                     self.watchdog.idle_seconds,
                     sorted(self._kernels),
                 )
+            case m.Accelerators():
+                return await anyio.to_thread.run_sync(gpus.present)
         return None
 
     def _unused_kernel(self) -> str:

@@ -171,6 +171,11 @@ class Describe(Request):
     """Answered with :class:`AgentInfo`."""
 
 
+class Accelerators(Request):
+    """Answered with a list of :class:`mlinfra_sdk.catalog.Device`: those that the machine's driver
+    lets kernels use."""
+
+
 AnyRequest = (
     OpenKernel
     | RestartKernel
@@ -192,6 +197,7 @@ AnyRequest = (
     | Limit
     | Stop
     | Describe
+    | Accelerators
 )
 
 
