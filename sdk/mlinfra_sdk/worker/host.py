@@ -27,7 +27,7 @@ import psutil
 from mlinfra_sdk.catalog import Device, Gpus
 from mlinfra_sdk.errors import MlinfraError, ProviderError, StateError
 from mlinfra_sdk.link.relay import MARKER
-from mlinfra_sdk.worker import gpus
+from mlinfra_sdk.worker import gpus, spawner
 from mlinfra_sdk.worker.folder import (
     ENDED,
     READY,
@@ -104,19 +104,26 @@ def prepare(folder: Path, config: Config, previous: Path | None) -> None:
 class Starting:
     """An agent that has been started and may not listen yet."""
 
-    def __init__(self, folder: Path, process: subprocess.Popen[bytes], stderr: IO[bytes]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        output: IO[bytes],
+        stderr: IO[bytes],
+        process: subprocess.Popen[bytes] | None = None,
+    ) -> None:
         self._folder = folder
-        self._process = process
+        self._output = output
         self._stderr = stderr
+        self._process = process
 
     def wait(self) -> None:
         """Until it listens. Raises :class:`ProviderError` with what it said if it ends instead."""
-        assert self._process.stdout is not None
-        with self._process.stdout, self._stderr:
-            if self._process.stdout.readline() == b"ready\n":
+        with self._output, self._stderr:
+            if self._output.readline() == b"ready\n":
                 (self._folder / READY).touch(mode=0o600)
                 return
-            self._process.wait()
+            if self._process is not None:
+                self._process.wait()
             self._stderr.seek(0)
             said = self._stderr.read().decode(errors="replace").strip()[-2000:]
         raise ProviderError(
@@ -126,7 +133,11 @@ class Starting:
 
 
 def start(folder: Path) -> Starting:
-    """Start the agent of a prepared folder as a process of its own session."""
+    """Start the agent of a prepared folder as a process of its own session, or have it started by
+    who is there for that."""
+    pipe = os.environ.get(spawner.VARIABLE)
+    if pipe:
+        return Starting(folder, *spawner.spawn(Path(pipe), folder))
     stderr = tempfile.TemporaryFile()  # noqa: SIM115  (wait() closes it)
     process = subprocess.Popen(
         [sys.executable, "-m", "mlinfra_sdk.worker", str(folder)],
@@ -138,7 +149,8 @@ def start(folder: Path) -> Starting:
     file = os.open(folder / "pid", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with open(file, "w") as pid:
         pid.write(str(process.pid))
-    return Starting(folder, process, stderr)
+    assert process.stdout is not None
+    return Starting(folder, process.stdout, stderr, process)
 
 
 def stop(folder: Path) -> None:

@@ -1,0 +1,211 @@
+"""``on=slurm`` with a real Slurm of one node: jobs, their ends, and what they were asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from live import until
+from slurm_cluster import Cluster, missing, slurm
+
+from mlinfra_sdk.catalog.gpus import parse_gpus
+from mlinfra_sdk.errors import MachineLost, ProviderError, RequestError
+from mlinfra_sdk.ledger import Ledger
+from mlinfra_sdk.machines import lifecycle
+from mlinfra_sdk.machines.portal import portal
+from mlinfra_sdk.providers.slurm import Options, SlurmProvider, _seconds
+from mlinfra_sdk.session import Session
+from mlinfra_sdk.spec import Request
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=f"not installed: {', '.join(missing())}")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """The cluster, and a state directory whose environments are made once."""
+    with pytest.MonkeyPatch.context() as patch, slurm() as it:
+        home = tmp_path_factory.mktemp("slurm")
+        (home / "host").mkdir(mode=0o700)
+        (home / "host" / "sdk").symlink_to("/tmp/slt/sdk")
+        patch.setenv("MLINFRA_HOME", str(home))
+        for name, value in it.env.items():
+            patch.setenv(name, value)
+        yield it
+        assert jobs(it) == []
+
+
+def jobs(cluster: Cluster, form: str = "%i") -> list[str]:
+    return cluster.command("squeue", "--noheader", f"--format={form}").split()
+
+
+def session(**settings: object) -> Session:
+    return Session(namespace={}, request=Request(**{"on": "slurm"} | settings))
+
+
+def test_a_job_runs_cells_and_ends_with_its_session(cluster: Cluster) -> None:
+    with session(time=600.0) as it:
+        it.push(x=[1])
+        it.run("import os; x.append(2); job = os.environ['SLURM_JOB_ID']")
+        assert it.namespace["x"] == [1, 2]
+        assert jobs(cluster, "%i|%j|%T|%l") == [f"{it.namespace['job']}|mlinfra|RUNNING|10:00"]
+        machine = it.machine
+        assert machine is not None
+        assert jobs(cluster, "%k") == [machine.id]
+    assert jobs(cluster) == []
+
+
+def test_it_is_found_by_its_key_also_after_a_crash(cluster: Cluster) -> None:
+    """A launcher that died after sbatch has left nothing but its intent in the ledger."""
+    provider, request = SlurmProvider(), Request(on="slurm")
+    (offer,) = portal().call(provider.offers(request))
+    first = portal().call(provider.launch(offer, request, "a1b2c3"))
+    again = portal().call(provider.launch(offer, request, "a1b2c3"))
+    assert again.data["job"] == first.data["job"]
+    (found,) = portal().call(provider.list())
+    assert (found.key, found.data["job"]) == ("a1b2c3", first.data["job"])
+    portal().call(provider.stop(found))
+    portal().call(provider.stop(found))
+    status = portal().call(provider.status(first))
+    assert not status.alive and jobs(cluster) == []
+
+
+def test_it_ends_by_itself_when_nobody_uses_it(cluster: Cluster) -> None:
+    it = session(machine="lonely", idle=1.0)
+    it.run("x = 1")
+    it.close()
+    until(lambda: not jobs(cluster), "the job to end")
+    ledger = Ledger.open()
+    portal().call(lifecycle.settle(ledger))
+    machine = next(it for it in ledger.machines(active=False) if it.name == "lonely")
+    assert machine.stop_reason == "idle for 1 s"
+    ledger.close()
+
+
+def lost(it: Session, end: object) -> MachineLost:
+    """What a run says whose job is ended while it goes on."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            it.run("print('on', flush=True)\nimport time\nwhile True: time.sleep(0.1)")
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    until(lambda: (info := it.agent()) is not None and info.busy, "the run to begin")
+    end()  # type: ignore[operator]
+    thread.join(90)
+    assert not thread.is_alive(), "it hangs"
+    (error,) = errors
+    assert isinstance(error, MachineLost), error
+    return error
+
+
+def test_a_job_that_is_cancelled_loses_the_machine_and_the_next_run_gets_another(
+    cluster: Cluster,
+) -> None:
+    with session() as it:
+        it.push(kept=41)
+        (job,) = jobs(cluster)
+        error = lost(it, lambda: cluster.command("scancel", "--signal=KILL", "--full", job))
+        assert "has ended" in error.message
+        assert it.run("kept + 1") == 42
+        (other,) = jobs(cluster)
+        assert other != job
+        it.stop()
+
+
+def test_its_time_limit_is_a_hard_stop(cluster: Cluster) -> None:
+    with session(time=3600.0) as it:
+        it.run("1")
+        (job,) = jobs(cluster)
+        assert jobs(cluster, "%l") == ["1:00:00"]
+        lost(it, lambda: cluster.command("scontrol", "update", f"JobId={job}", "EndTime=now+1"))
+        it.stop()
+        assert jobs(cluster) == []
+
+
+def test_gpus_are_those_of_the_cluster(cluster: Cluster) -> None:
+    provider = SlurmProvider()
+
+    def offered(gpu: str) -> list[str]:
+        request = Request(on="slurm", gpu=parse_gpus(gpu))
+        return [str(offer.gpu) for offer in portal().call(provider.offers(request))]
+
+    assert offered("A10:2") == ["A10:2"]
+    assert offered("H100|A10") == ["A10"]
+    with pytest.raises(RequestError, match=r"gpu=H100 cannot be met by on=slurm.*A10:2"):
+        offered("H100")
+    with pytest.raises(RequestError, match="A10:2"):
+        offered("A10:3")
+
+
+def test_a_gpu_that_is_not_there_in_fact_is_refused_and_nothing_is_left(cluster: Cluster) -> None:
+    """This Slurm only says that it has some."""
+    with pytest.raises(RequestError, match=r"gpu=A10 cannot be met .* no NVIDIA GPU"):
+        session(gpu=parse_gpus("A10")).run("1")
+    assert jobs(cluster) == []
+
+
+def test_a_launch_that_waits_in_the_queue_can_be_given_up(cluster: Cluster) -> None:
+    blocker = cluster.command(
+        "sbatch", "--parsable", "--gres=gpu:a10:2", "--output=/dev/null", "--wrap=sleep 300"
+    ).strip()
+    until(lambda: jobs(cluster, "%i|%T") == [f"{blocker}|RUNNING"], "the other job")
+    provider = SlurmProvider()
+    request = Request(on="slurm", gpu=parse_gpus("A10"))
+    (offer,) = portal().call(provider.offers(request))
+    assert offer.start_seconds > 5
+    launch = asyncio.run_coroutine_threadsafe(provider.launch(offer, request, "abc"), portal().loop)
+    until(lambda: len(jobs(cluster)) == 2, "our job")
+    launch.cancel()
+    until(lambda: jobs(cluster) == [blocker], "our job to go")
+    cluster.command("scancel", blocker)
+    until(lambda: not jobs(cluster), "the other job to go")
+
+
+def test_what_slurm_refuses_is_explained(cluster: Cluster) -> None:
+    provider = SlurmProvider(Options(partition="nowhere"))
+    with pytest.raises(ProviderError, match=r"did not take the job.*invalid partition"):
+        portal().call(launched(provider))
+    assert jobs(cluster) == []
+
+
+async def launched(provider: SlurmProvider) -> object:
+    request = Request(on="slurm")
+    (offer,) = await provider.offers(request)
+    return await provider.launch(offer, request, "refused")
+
+
+def test_the_client_is_killed_and_another_process_goes_on(cluster: Cluster, tmp_path: Path) -> None:
+    code = """
+import os, signal
+from mlinfra_sdk.session import Session
+from mlinfra_sdk.spec import Request
+it = Session(namespace={}, request=Request(on="slurm", machine="shared"))
+it.run("there = 6 * 7")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=dict(os.environ), check=False)
+    assert done.returncode == -9
+    (job,) = jobs(cluster)
+    it = session(machine="shared")
+    assert it.run("1 + 1") == 2
+    assert jobs(cluster) == [job]
+    it.stop()
+    assert jobs(cluster) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("30:00", 1800.0), ("1-12:00:00", 129600.0), ("2:00:00", 7200.0), ("infinite", float("inf"))],
+)
+def test_time_limits(text: str, seconds: float) -> None:
+    assert _seconds(text) == seconds
