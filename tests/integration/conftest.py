@@ -27,3 +27,16 @@ def open_notebook(tmp_path: Path) -> Iterator[Callable[..., Notebook]]:
             return stack.enter_context(opened(tmp_path / name, **options))
 
         yield open_one
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
+    """Has a state directory share the environments that the bootstrap makes for the SDK on hosts:
+    to make one takes half a minute."""
+    shared = tmp_path_factory.mktemp("sdk")
+
+    def prepare(home: Path) -> None:
+        (home / "host").mkdir(mode=0o700)
+        (home / "host" / "sdk").symlink_to(shared)
+
+    return prepare

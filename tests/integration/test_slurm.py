@@ -7,12 +7,13 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from live import until
 from slurm_cluster import Cluster, missing, slurm
+from sshd import running
 
 from mlinfra_sdk.catalog.gpus import parse_gpus
 from mlinfra_sdk.errors import MachineLost, ProviderError, RequestError
@@ -27,12 +28,13 @@ pytestmark = pytest.mark.skipif(bool(missing()), reason=f"not installed: {', '.j
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """The cluster, and a state directory whose environments are made once."""
+def cluster(
+    tmp_path_factory: pytest.TempPathFactory, prepared: Callable[[Path], None]
+) -> Iterator[Cluster]:
+    """The cluster, and a state directory."""
     with pytest.MonkeyPatch.context() as patch, slurm() as it:
         home = tmp_path_factory.mktemp("slurm")
-        (home / "host").mkdir(mode=0o700)
-        (home / "host" / "sdk").symlink_to("/tmp/slt/sdk")
+        prepared(home)
         patch.setenv("MLINFRA_HOME", str(home))
         for name, value in it.env.items():
             patch.setenv(name, value)
@@ -201,6 +203,22 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert jobs(cluster) == [job]
     it.stop()
     assert jobs(cluster) == []
+
+
+def test_a_cluster_behind_ssh(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm's commands are those of the login node; here there is only ssh."""
+    home = os.environ["MLINFRA_HOME"]
+    with running(tmp_path / "login", MLINFRA_HOME=home, **cluster.env) as login:
+        monkeypatch.delenv("SLURM_CONF")
+        monkeypatch.setenv("PATH", login.client_environment["PATH"])
+        with session(on="slurm:box") as it:
+            it.push(x=[1])
+            it.run("import os; x.append(2); job = os.environ['SLURM_JOB_ID']")
+            assert it.namespace["x"] == [1, 2]
+            assert jobs(cluster) == [it.namespace["job"]]
+        assert jobs(cluster) == []
 
 
 @pytest.mark.parametrize(
