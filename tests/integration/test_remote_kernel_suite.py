@@ -16,7 +16,7 @@ from typing import Any
 
 import jupyter_kernel_test
 import pytest
-from live import ROOT, opened
+from live import ROOT, Notebook, opened
 
 ALL_REMOTE = """
 import os
@@ -108,3 +108,34 @@ def test_all_as_with_a_plain_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert failed <= {"test_history"} and len(expected) >= 12
     assert "No machine runs" in runs  # it went with its kernel
     assert (ROOT / "sdk").is_dir()
+
+
+OWN_TESTS = """
+import os, pytest
+os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+class Verdicts(dict):
+    def pytest_runtest_logreport(self, report):
+        if report.when == "call" or report.outcome != "passed":
+            self[report.nodeid] = report.outcome
+_verdicts = Verdicts()
+_status = pytest.main(
+    ["--pyargs", "ipywidgets.widgets.tests.{module}", "-qs", "-c", os.devnull]
+    + ["-p", "no:cacheprovider"],
+    plugins=[_verdicts],
+)
+{name} = dict(_verdicts)
+"""
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        f"test_{name}"
+        for name in ("interaction", "link", "send_state", "set_state", "widget_output")
+    ],
+)
+def test_tests_of_ipywidgets_pass_there_as_here(notebook: Notebook, module: str) -> None:
+    """They come with the package; each kernel answers what they ask of comms."""
+    notebook.run(OWN_TESTS.format(name="here", module=module))
+    notebook.run("%%remote\n" + OWN_TESTS.format(name="there", module=module))
+    assert notebook.run("here == there, set(here.values())").result == "(True, {'passed'})"

@@ -17,6 +17,7 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -252,7 +253,9 @@ def _indented(source: str) -> str:
 Verdicts = dict[str, list[str | None]]
 
 
-async def verdicts(name: str, directory: Path, tool: Tool = MLINFRA) -> Verdicts:
+async def verdicts(
+    name: str, directory: Path, tool: Tool = MLINFRA, ways: Collection[str] = tuple(WAYS)
+) -> Verdicts:
     """What differs from a local run, by way. All runs of the notebook go side by side."""
     runs: dict[str, Run | str] = {}
 
@@ -263,7 +266,7 @@ async def verdicts(name: str, directory: Path, tool: Tool = MLINFRA) -> Verdicts
             runs[way] = f"the run ended early: {error}"
 
     async with anyio.create_task_group() as group:
-        for way in WAYS:
+        for way in {"local", *ways}:
             group.start_soon(one, way)
     expected = runs.pop("local")
     assert isinstance(expected, Run), expected
