@@ -53,6 +53,7 @@ class RemoteMagics:
             "logs": self._logs,
             "wait": self._wait,
             "cancel": self._cancel,
+            "catalog": self._catalog,
             "cost": self._cost,
         }
         handlers[command.name](command)
@@ -83,6 +84,9 @@ class RemoteMagics:
             status.show_machines(ledger, portal().call(lifecycle.settle(ledger)))
         finally:
             ledger.close()
+
+    def _catalog(self, command: grammar.Command) -> None:
+        status.show_catalog(command.arguments)
 
     def _cost(self, command: grammar.Command) -> None:
         ledger = Ledger.open()

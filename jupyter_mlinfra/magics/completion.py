@@ -9,6 +9,7 @@ from IPython.core.completer import CompletionContext, SimpleCompletion, context_
 from IPython.core.interactiveshell import InteractiveShell
 
 from mlinfra_sdk import spec
+from mlinfra_sdk.catalog import catalog
 from mlinfra_sdk.ledger.report import GROUPS
 from mlinfra_sdk.spec import CELL, NOTEBOOK, SETTINGS
 
@@ -70,6 +71,8 @@ def complete(
         return _setting(word, earlier[1:], NOTEBOOK, machines)
     if earlier == ["stop"]:
         return _starting_with(word, machines())
+    if earlier[0] == "catalog":
+        return _starting_with(word, ("--refresh",) if word.startswith("-") else catalog().names)
     if earlier == ["cost"]:
         return _starting_with(word, GROUPS)
     if earlier[0] == "pull":

@@ -40,6 +40,9 @@ SUBCOMMANDS: Mapping[str, Subcommand] = {
     ),
     "logs": Subcommand("logs RUN [-f]", "show what a run has printed; -f: and what it will"),
     "wait": Subcommand("wait RUN", "wait for the end of a run, without collecting it"),
+    "catalog": Subcommand(
+        "catalog [GPU] [--refresh]", "GPUs and their prices; --refresh: first ask your providers"
+    ),
     "cost": Subcommand(
         "cost [GROUP]", "what was spent in 30 days by day, notebook, machine, provider or run"
     ),
@@ -87,7 +90,7 @@ def parse_command(line: str) -> Command:
 
 def _check_arguments(name: str, arguments: list[str]) -> None:
     one = dict.fromkeys(("stop", "attach", "wait", "cancel", "cost"), 1)
-    most = {**one, "pull": len(arguments), "logs": 2}
+    most = {**one, "pull": len(arguments), "logs": 2, "catalog": 2}
     least = 1 if name in ("pull", "logs", "wait", "cancel") else 0
     usage = f"Write: %remote {SUBCOMMANDS[name].usage}"
     taken = most.get(name, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from mlinfra_sdk import cli_cost, units
+from mlinfra_sdk import cli_catalog, cli_cost, units
 from mlinfra_sdk.errors import RequestError
 from mlinfra_sdk.ledger import Ledger, Machine
 from mlinfra_sdk.ledger.report import report
@@ -92,3 +92,11 @@ def stop_named(ledger: Ledger, name: str) -> None:
     for machine in found:
         portal().call(lifecycle.stop_known(machine, ledger, "stopped by the user"))
         print(f"{name} is stopped.")
+
+
+def show_catalog(arguments: tuple[str, ...]) -> None:
+    """GPUs and what they cost; ``--refresh`` asks providers first."""
+    if "--refresh" in arguments:
+        cli_catalog.refresh(())
+    gpu = next((word for word in arguments if word != "--refresh"), "")
+    cli_catalog.show(*cli_catalog.chosen(gpu, ""))

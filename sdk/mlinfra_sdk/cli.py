@@ -86,6 +86,10 @@ def _dispatch(words: list[str]) -> int:
         return _stop(options.name, options.all)
     if options.command == "doctor":
         return _doctor(options.json)
+    if options.command == "catalog":
+        from mlinfra_sdk import cli_catalog
+
+        return cli_catalog.dispatch(options)
     if options.command == "cost":
         from mlinfra_sdk import cli_cost
 
@@ -141,8 +145,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     doctor.add_argument("--json", action="store_true", help="print JSON")
     _add_cost_command(commands)
+    _add_catalog_command(commands)
     _add_run_commands(commands)
     return parser
+
+
+def _add_catalog_command(commands: Any) -> None:
+    found = commands.add_parser(
+        "catalog",
+        help="list accelerators and what they cost",
+        description="List accelerators with their figures, and prices with their day; each with "
+        "its source in JSON.",
+    )
+    found.add_argument("--gpu", metavar="GPU", help="only what gpu=GPU would take, as in A10|24GB")
+    found.add_argument("--provider", metavar="NAME", help="only prices of this one")
+    found.add_argument(
+        "--refresh", action="store_true", help="first ask providers that are set up for their rates"
+    )
+    found.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_cost_command(commands: Any) -> None:

@@ -16,6 +16,7 @@ from live import opened
 from scripts import Place, place
 
 from mlinfra_sdk import spec
+from mlinfra_sdk.catalog import Gpu, Gpus, rates_for
 from mlinfra_sdk.errors import RequestError
 from mlinfra_sdk.ledger import Ledger
 from mlinfra_sdk.machines import market
@@ -96,6 +97,7 @@ def test_live_rates_are_asked_of_those_who_tell_them(
         counts, notes = anyio.run(market.refresh_rates, ["cheap", "dear", "local"])
         assert counts == {"cheap": 2}
         assert notes == ["dear: There is no token.", "local does not tell its rates."]
+    assert [fit.micro_per_hour for fit in rates_for(Gpus((Gpu("A10"),)), "cheap")] == [1_000_000]
 
 
 # -- what the machine really has -----------------------------------------------------------

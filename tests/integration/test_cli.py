@@ -214,3 +214,36 @@ def test_doctor_says_how_to_mend(here: Place) -> None:
     assert "MLINFRA_IDLE" in found["settings"]["detail"]
     assert not found["ledger"]["ok"] and found["ledger"]["mend"]
     assert found["Python"]["ok"] and found["on=local"]["ok"]
+
+
+def test_the_catalog_as_a_table_and_as_json(here: Place) -> None:
+    done = here.mlinfra("catalog", "--gpu", "A10:2|T4")
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert ["T4", "16", "GB", "320", "8.1", "-", "-", "65"] in rows
+    offers = [row for row in rows if "modal" in row]
+    assert [row[:4] for row in offers] == [
+        ["A10:2", "modal", "A10", "2.20"],
+        ["T4", "modal", "T4", "0.59"],
+    ]
+    assert all(row[5:] == ["2026-07-01", "stale", "list", "price"] for row in offers)
+    assert not any("H100" in line for line in done.stdout.splitlines())
+
+    done = here.mlinfra("catalog", "--gpu", "T4", "--provider", "modal", "--json")
+    found = json.loads(done.stdout)
+    assert [part["name"] for part in found["accelerators"]] == ["T4"]
+    (rate,) = found["rates"]
+    assert rate["usd_per_hour"] == 0.5904 and rate["stale"]
+    assert rate["source"] == "https://modal.com/pricing"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--gpu", "H10O"], "The GPU 'H10O' is not understood. Did you mean 'H100'?"),
+        (["--provider", "modl"], "No prices of 'modl' are known. Did you mean 'modal'?"),
+    ],
+)
+def test_what_the_catalog_lacks_is_named(here: Place, words: list[str], said: str) -> None:
+    done = here.mlinfra("catalog", *words)
+    assert done.returncode == 2 and said in done.stderr

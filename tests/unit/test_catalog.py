@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from jupyter_mlinfra.magics import grammar, status
 from mlinfra_sdk import spec
 from mlinfra_sdk.catalog import (
     Device,
@@ -267,3 +268,13 @@ def test_prices_grow_old() -> None:
     assert not is_stale("2026-08-27", day)
     assert is_stale("2026-08-26", day)
     assert is_stale("", day)
+
+
+def test_the_magic_shows_the_same_tables(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status.show_catalog(("24GB",))
+    shown = capsys.readouterr().out
+    assert "RTX-4090" in shown and "A10G" in shown and "T4" not in shown
+    assert "lambda" in shown and "TFLOPS without sparsity" in shown
+    status.show_catalog(("P100",))
+    assert "price unknown" in capsys.readouterr().out
+    assert grammar.parse_command("catalog A10|L4 --refresh").arguments == ("A10|L4", "--refresh")
