@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .errors import RequestError as RequestError
     from .namespace.remote_value import RemoteValue as RemoteValue
     from .session import Session as Session
+    from .sources import data as data
 
 _ERRORS = (
     "KernelDied",
@@ -37,6 +38,7 @@ _ERRORS = (
 )
 _HOME = {
     "RemoteFunction": "decorator",
+    "data": "sources",
     "RemoteValue": "namespace.remote_value",
     "Session": "session",
     "remote": "decorator",

@@ -32,6 +32,7 @@ from mlinfra_sdk.ledger import Ledger
 from mlinfra_sdk.machines import lifecycle, versions
 from mlinfra_sdk.machines.accelerators import checked
 from mlinfra_sdk.machines.client import AgentClient
+from mlinfra_sdk.machines.datasets import Placed
 from mlinfra_sdk.machines.lifecycle import LiveMachine
 from mlinfra_sdk.machines.portal import portal
 from mlinfra_sdk.namespace.delta import Outputs
@@ -85,6 +86,7 @@ class Connection:
         self._death: m.Record | None = None
         self._backgrounds: dict[str, Background] = {}
         self._shared_store = False
+        self._placed = Placed()
         self._local = self._new_namespace(shared_fs=False)
         self._comms_passed = False
         self._lock = threading.RLock()
@@ -308,6 +310,7 @@ class Connection:
         if not again:
             self._local.forget("its machine has ended")
             self._kernel, self._former = "", 0
+            self._placed = Placed()
             self._local = self._new_namespace(
                 shared_fs=machine.provider.capabilities.shared_fs and not self.request.isolate
             )

@@ -79,6 +79,7 @@ class Exchange(Connection):
     ) -> RunHandle:
         with self._lock:
             client = self._ready(frontend or Console())
+            self._place_data(client, frontend or Console())
             if new_kernel:
                 self._local.abandon()
             try:
@@ -281,6 +282,7 @@ class Exchange(Connection):
         cell: str,
     ) -> Result:
         client = self._ready(frontend)
+        self._place_data(client, frontend)
         self._local.eager_limit = self.request.eager_limit
         before = client.bytes_sent, client.bytes_received
         inputs = self._supply(client, prepare, frontend)
@@ -314,6 +316,18 @@ class Exchange(Connection):
         report = result.report
         frontend.moved(sent, [*report.changed, *report.remote], up, down)
         return result
+
+    def _place_data(self, client: AgentClient, frontend: Frontend) -> None:
+        """Have the datasets of the request on the machine."""
+        if self.request.data:
+            frontend.phase("data")
+            self._placed.place(
+                client,
+                self.request.data,
+                frontend.progress,
+                credentials=self.request.data_credentials,
+                in_place=self._shared_store,
+            )
 
     def _supply(
         self, client: AgentClient, prepare: Callable[[], Inputs], frontend: Frontend

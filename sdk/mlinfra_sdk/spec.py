@@ -20,11 +20,12 @@ from typing import Any
 
 import msgspec
 
-from . import targets, units
+from . import sources, targets, units
 from .catalog import Gpu as Gpu
 from .catalog import Gpus, catalog, parse_gpus
 from .errors import RequestError
 from .errors import did_you_mean as did_you_mean
+from .sources import Source
 from .toml_files import Table, tables
 
 CELL = "a cell's %%remote line"
@@ -52,6 +53,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     isolate: bool = False
     quiet: bool = False
     eager_limit: int = 64_000_000
+    data: tuple[Source, ...] = ()
+    data_credentials: bool = False
     price: int = 0
     """Micro-USD per hour of a machine of the user's own."""
 
@@ -189,6 +192,14 @@ PRICE = Kind(
     tuple,
 )
 
+DATA = Kind(
+    "folders here and URLs (s3://, gs://, hf://, https://) with commas between them, each also as "
+    "NAME=LOCATION",
+    sources.parse,
+    sources.show,
+    lambda: ("./data", "s3://bucket/path", "https://host/file"),
+)
+
 SETTINGS: Mapping[str, Setting] = {
     setting.name: setting
     for setting in (
@@ -249,6 +260,18 @@ SETTINGS: Mapping[str, Setting] = {
             SIZE,
             "results above this size stay on the machine until they are used here",
             "eager_limit=64MB",
+        ),
+        Setting(
+            "data",
+            DATA,
+            "datasets that the cell finds by mlinfra_sdk.data(NAME), fetched once by the machine",
+            "data=./images,s3://bucket/labels",
+        ),
+        Setting(
+            "data_credentials",
+            FLAG,
+            "let the machine use this user's own credentials for the URLs of data=",
+            "data_credentials",
         ),
         Setting(
             "price",

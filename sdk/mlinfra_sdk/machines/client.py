@@ -31,7 +31,7 @@ from mlinfra_sdk.link.session import LinkSession
 from mlinfra_sdk.link.state import State, Status, Timing
 from mlinfra_sdk.link.wire import Wire
 from mlinfra_sdk.machines.portal import Portal
-from mlinfra_sdk.objects.bulk import Bulk
+from mlinfra_sdk.objects.bulk import Bulk, Source
 from mlinfra_sdk.objects.compression import FEATURE
 from mlinfra_sdk.objects.store import CHUNK_SIZE, ChunkStore
 from mlinfra_sdk.worker import messages as m
@@ -273,8 +273,11 @@ class AgentClient:
 
     # -- chunks ------------------------------------------------------------------------------
 
-    def upload(self, digests: list[bytes], progress: Progress = _unseen) -> int:
-        """Send the chunks that the machine lacks and wait until it has them; gives the bytes.
+    def upload(
+        self, digests: list[bytes], progress: Progress = _unseen, source: Source | None = None
+    ) -> int:
+        """Send the chunks that the machine lacks, from the store or another ``source``, and wait
+        until it has them; gives the bytes.
 
         ``progress`` is called in this thread now and then with the bytes done and in all. What was
         sent before an interrupt or a cut is not sent again. Raises :class:`ChunkCorrupt` or
@@ -285,16 +288,17 @@ class AgentClient:
         missing = self.ask(m.Missing(self.next_id(), digests), list[bytes])
         if not missing:
             return 0
-        move = _Move(sum(map(self._store.size, missing)), progress)
-        return move.wait(self._portal, self._upload(missing, move))
+        source = source or self._store
+        move = _Move(sum(map(source.size, missing)), progress)
+        return move.wait(self._portal, self._upload(missing, move, source))
 
-    async def _upload(self, digests: list[bytes], move: _Move) -> int:
+    async def _upload(self, digests: list[bytes], move: _Move, source: Source) -> int:
         bulk = self._bulk
         before = bulk.bytes_sent
         for verify in (False, True, True):
-            mark, lost = await bulk.send(digests, verify=verify, moved=move.add)
+            mark, lost = await bulk.send(digests, source=source, verify=verify, moved=move.add)
             if verify and lost:
-                self._store.read_chunk(lost[0])
+                source.read_chunk(lost[0])
                 raise _unsteady(digests)
             request = m.Await(self.next_id(), digests, mark)
             digests = m.decode_as(list[bytes], await self._ask_in_loop(request))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import anyio
 import anyio.to_thread
@@ -26,6 +27,18 @@ RAW, COMPRESSED, MARK = 0, 1, 2
 
 _READERS = 3
 _WRITERS = 3
+
+
+class Source(Protocol):
+    """Where chunks can be read: a store, or files of known content."""
+
+    def read_chunk(self, digest: bytes, *, verify: bool = True) -> bytes:
+        """Raises :class:`StoreError`."""
+        ...
+
+    def size(self, digest: bytes) -> int:
+        """Bytes of a chunk."""
+        ...
 
 
 class Bulk:
@@ -56,10 +69,12 @@ class Bulk:
         self,
         digests: Iterable[bytes],
         *,
+        source: Source | None = None,
         verify: bool = False,
         moved: Callable[[int], None] = lambda size: None,
     ) -> tuple[int, list[bytes]]:
-        """Send chunks, and a mark behind them: gives its number, and what could not be read.
+        """Send chunks of the store, or of another ``source``, and a mark behind them: gives its
+        number, and what could not be read.
 
         With ``verify`` a chunk that is damaged here is found here (and removed); without it the
         other side finds out. ``moved`` is told the size of each chunk. Raises
@@ -72,7 +87,9 @@ class Bulk:
         async def reader() -> None:
             for digest in todo:
                 try:
-                    size, data, kind = await anyio.to_thread.run_sync(self._load, digest, verify)
+                    size, data, kind = await anyio.to_thread.run_sync(
+                        self._load, source or self._store, digest, verify
+                    )
                     await self._session.send(Channel.BULK, data, kind)
                 except StoreError:
                     unreadable.append(digest)
@@ -99,8 +116,8 @@ class Bulk:
         await self._session.send(Channel.BULK, mark.to_bytes(8, "big"), MARK)
         return mark, unreadable
 
-    def _load(self, digest: bytes, verify: bool) -> tuple[int, bytes, int]:
-        chunk = self._store.read_chunk(digest, verify=verify)
+    def _load(self, source: Source, digest: bytes, verify: bool) -> tuple[int, bytes, int]:
+        chunk = source.read_chunk(digest, verify=verify)
         peer = self._session.peer
         if peer is not None and FEATURE in peer.features:
             packed = self._compressor.compress(chunk)

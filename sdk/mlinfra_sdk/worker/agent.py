@@ -32,8 +32,10 @@ from mlinfra_sdk.link.wire import serve_unix
 from mlinfra_sdk.objects.bulk import Bulk
 from mlinfra_sdk.objects.compression import FEATURE
 from mlinfra_sdk.objects.store import ChunkStore
+from mlinfra_sdk.sources import VARIABLE
 from mlinfra_sdk.worker import gpus, upkeep
 from mlinfra_sdk.worker import messages as m
+from mlinfra_sdk.worker.datasets import Datasets
 from mlinfra_sdk.worker.folder import (
     ENDED,
     SOCKET,
@@ -73,6 +75,7 @@ class Agent:
         self.runs = Runs(folder / "runs", config.journal_limit)
         self._followers: dict[LinkSession, anyio.abc.TaskGroup] = {}
         """Where the tasks of a client run that send it what it follows."""
+        self._datasets = Datasets(folder, self.store, config, tasks)
         self._bulks: dict[LinkSession, Bulk] = {}
         self._fetches: dict[tuple[LinkSession, int], anyio.CancelScope] = {}
 
@@ -104,6 +107,7 @@ class Agent:
         kernel = self._kernels.get(name)
         if kernel is None:
             env = {
+                VARIABLE: str(self._datasets.links),
                 m.STORE_VARIABLE: self._config.store,
                 m.SHARED_VARIABLE: "1" if self._config.shared_fs else "0",
             }
@@ -217,6 +221,17 @@ class Agent:
                 scope = self._fetches.get((session, request.fetch))
                 if scope is not None:
                     scope.cancel()
+            case (
+                m.FetchDataset()
+                | m.WatchDataset()
+                | m.DropDataset()
+                | m.LinkDataset()
+                | m.UseDataset()
+                | m.OfferFiles()
+                | m.WriteFiles()
+                | m.FinishDataset()
+            ):
+                return await self._datasets.do(request)
             case m.Limit():
                 self.watchdog.limit(idle=request.idle, time=request.time)
             case m.Stop():

@@ -11,6 +11,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from mlinfra_sdk.datasets.cache import Entry
+from mlinfra_sdk.datasets.local import File
+
 
 class Request(msgspec.Struct, tag=True, omit_defaults=True):
     """A request; the reply carries the same ``id``."""
@@ -154,6 +157,70 @@ class Halt(Request):
     fetch: int
 
 
+class FetchDataset(Request):
+    """Bring the dataset at a URL to the machine, and under its name to its kernels. Answered with
+    a :class:`DatasetState` at once; ``options`` may hold credentials, which stay in memory."""
+
+    name: str
+    url: str
+    options: dict[str, Any] = {}
+
+
+class WatchDataset(Request):
+    """Answered with a :class:`DatasetState` when there is something to tell."""
+
+    name: str
+
+
+class DropDataset(Request):
+    """Stop to fetch it; another time it is gone on with."""
+
+    name: str
+
+
+class LinkDataset(Request):
+    """Have kernels find a folder of this same machine, as a dataset, where it is."""
+
+    name: str
+    path: str
+
+
+class UseDataset(Request):
+    """Have kernels find a version of a dataset, the whole or only its one ``file``, below the
+    working directory also under the path ``link``. Answered with whether the machine has it."""
+
+    name: str
+    key: str
+    version: str
+    file: str = ""
+    link: str = ""
+
+
+class OfferFiles(Request):
+    """Files of a version that is to be put together; answered with the digests of the chunks that
+    the machine needs for them."""
+
+    key: str
+    version: str
+    files: list[File]
+
+
+class WriteFiles(Request):
+    """The same, when these chunks have come: they become files."""
+
+    key: str
+    version: str
+    files: list[File]
+
+
+class FinishDataset(Request):
+    """All its files have been written: the version is complete."""
+
+    key: str
+    version: str
+    files: list[Entry]
+
+
 class Limit(Request):
     """From now on end the machine by these limits, in seconds."""
 
@@ -194,6 +261,14 @@ AnyRequest = (
     | Await
     | Fetch
     | Halt
+    | FetchDataset
+    | WatchDataset
+    | DropDataset
+    | LinkDataset
+    | UseDataset
+    | OfferFiles
+    | WriteFiles
+    | FinishDataset
     | Limit
     | Stop
     | Describe
@@ -217,6 +292,14 @@ class Fetched(msgspec.Struct, omit_defaults=True):
 
     mark: int
     unreadable: list[bytes] = []
+
+
+class DatasetState(msgspec.Struct, omit_defaults=True):
+    """How far a dataset is; ``ready`` when kernels find it."""
+
+    done: int = 0
+    total: int = 0
+    ready: bool = False
 
 
 class KernelInfo(msgspec.Struct, omit_defaults=True):

@@ -1,0 +1,1 @@
+"""Datasets of ``data=``: local folders and URLs as read-only folders on a machine."""

@@ -1,0 +1,212 @@
+"""The datasets of a machine: fetched or put together in the user's cache, found by its kernels."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+import msgspec
+
+from mlinfra_sdk import errors, paths
+from mlinfra_sdk.datasets.cache import Cache, check_path, key_of
+from mlinfra_sdk.datasets.fetch import Order, Told
+from mlinfra_sdk.datasets.local import File
+from mlinfra_sdk.errors import MlinfraError, RequestError, StoreError
+from mlinfra_sdk.objects.store import ChunkStore
+from mlinfra_sdk.worker import messages as m
+from mlinfra_sdk.worker.folder import Config
+
+logger = logging.getLogger(__name__)
+
+_TELL_EVERY = 0.5
+_decode_told = msgspec.json.Decoder(Told).decode
+
+
+class _Fetch:
+    """A fetching process."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.told = Told()
+        self.ended = anyio.Event()
+        self.scope = anyio.CancelScope()
+
+
+class Datasets:
+    """What ``data=`` brings to one machine. ``links`` is the folder in which kernels find it."""
+
+    def __init__(
+        self, folder: Path, store: ChunkStore, config: Config, tasks: anyio.abc.TaskGroup
+    ) -> None:
+        self.links = folder / "data"
+        self._store = store
+        self._config = config
+        self._tasks = tasks
+        self._fetches: dict[str, _Fetch] = {}
+        self._uses: dict[str, int] = {}
+        """Descriptors that keep versions in the cache, by the names of datasets."""
+
+    @property
+    def _cache(self) -> Cache:
+        return Cache(paths.data_dir() / "datasets")
+
+    async def do(self, request: m.AnyRequest) -> Any:
+        """Answer a request about datasets."""
+        match request:
+            case m.FetchDataset():
+                return self._start(request)
+            case m.WatchDataset():
+                return await self._watch(request.name)
+            case m.DropDataset():
+                fetch = self._fetches.pop(request.name, None)
+                if fetch is not None:
+                    fetch.scope.cancel()
+            case m.LinkDataset():
+                if not self._config.shared_fs:
+                    raise RequestError("This machine does not share its folders.")
+                self._link(request.name, Path(request.path))
+            case _:
+                return await anyio.to_thread.run_sync(self._do_in_thread, request)
+        return None
+
+    def _do_in_thread(self, request: m.AnyRequest) -> Any:
+        match request:
+            case m.UseDataset():
+                return self._use(request)
+            case m.OfferFiles():
+                missing = self._lacking(request)
+                digests = [digest for file in missing for digest in file.chunks]
+                self._cache.evict(sum(file.size for file in missing))
+                return self._store.missing(digests)
+            case m.WriteFiles():
+                for file in self._lacking(request):
+                    self._write(self._cache.part(request.key, request.version), file)
+            case m.FinishDataset():
+                self._cache.finish(request.key, request.version, request.files)
+        return None
+
+    # From a URL
+
+    def _start(self, request: m.FetchDataset) -> m.DatasetState:
+        fetch = self._fetches.get(request.name)
+        if fetch is None or fetch.url != request.url:
+            if fetch is not None:
+                fetch.scope.cancel()
+            fetch = self._fetches[request.name] = _Fetch(request.url)
+            order = Order(request.url, str(self._cache.root), request.options)
+            self._tasks.start_soon(self._fetch, fetch, order)
+        return m.DatasetState(fetch.told.done, fetch.told.total)
+
+    async def _watch(self, name: str) -> m.DatasetState:
+        fetch = self._fetches.get(name)
+        if fetch is None:
+            raise RequestError(f"The dataset {name!r} is not being fetched.")
+        with anyio.move_on_after(_TELL_EVERY):
+            await fetch.ended.wait()
+        told = fetch.told
+        if not fetch.ended.is_set():
+            return m.DatasetState(told.done, told.total)
+        self._fetches.pop(name, None)
+        if not told.version:
+            reason = told.error or "Its fetching ended without a word."
+            kind = getattr(errors, told.kind, StoreError)
+            raise kind(reason, hint=told.hint)
+        use = m.UseDataset(0, name, key_of(fetch.url), told.version, told.file)
+        await anyio.to_thread.run_sync(self._use, use)
+        return m.DatasetState(told.total, told.total, ready=True)
+
+    async def _fetch(self, fetch: _Fetch, order: Order) -> None:
+        command = [sys.executable, "-m", "mlinfra_sdk.datasets.fetch"]
+        with fetch.scope:
+            try:
+                async with await anyio.open_process(command, stderr=None) as process:
+                    assert process.stdin is not None and process.stdout is not None
+                    try:
+                        await process.stdin.send(msgspec.msgpack.encode(order))
+                        await process.stdin.aclose()
+                        rest = b""
+                        async for data in process.stdout:
+                            *lines, rest = (rest + data).split(b"\n")
+                            for line in lines:
+                                fetch.told = _decode_told(line)
+                    finally:
+                        with suppress(ProcessLookupError):
+                            process.kill()
+            except (OSError, anyio.BrokenResourceError, msgspec.DecodeError):
+                logger.exception("A dataset could not be fetched")
+        fetch.ended.set()
+
+    # From files of the client
+
+    def _lacking(self, request: m.OfferFiles | m.WriteFiles) -> list[File]:
+        """Those of the files that are not there yet."""
+        entries = {file.path: file.entry() for file in request.files}
+        missing = self._cache.begin(request.key, request.version, list(entries.values()))
+        wanted = {entry.path for entry in missing}
+        return [file for file in request.files if file.path in wanted]
+
+    def _write(self, part: Path, file: File) -> None:
+        path = part / check_path(file.path)
+        partial = path.with_name(f".{path.name}.writing")
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with open(partial, "wb") as out:
+                for digest in file.chunks:
+                    out.write(self._store.read_chunk(digest))
+            partial.chmod(0o700 if file.executable else 0o600)
+            partial.replace(path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            if isinstance(error, MlinfraError):
+                raise
+            raise StoreError(
+                f"The dataset's file {file.path!r} cannot be written: {error.strerror}.",
+                hint="Ask for a machine with a larger disk, or name a smaller part of the data.",
+            ) from error
+
+    # For the kernels
+
+    def _use(self, request: m.UseDataset) -> bool:
+        cache = self._cache
+        if not cache.has(request.key, request.version):
+            return False
+        descriptor = cache.use(request.key, request.version)
+        target = cache.version(request.key, request.version)
+        if request.file:
+            target = target / check_path(request.file)
+        self._link(request.name, target)
+        if request.link:
+            self._link_in_place(Path(self._config.cwd) / check_path(request.link), target)
+        before = self._uses.get(request.name)
+        self._uses[request.name] = descriptor
+        if before is not None:
+            os.close(before)
+        return True
+
+    def _link(self, name: str, target: Path) -> None:
+        self.links.mkdir(mode=0o700, exist_ok=True)
+        link = self.links / check_path(name)
+        if link.parent != self.links:
+            raise RequestError(f"{name!r} cannot be the name of a dataset.")
+        _replace_link(link, target)
+
+    def _link_in_place(self, link: Path, target: Path) -> None:
+        """Under the path that it has beside the notebook, unless something else is there."""
+        ours = link.is_symlink() and link.readlink().is_relative_to(self._cache.root)
+        if ours or not os.path.lexists(link):
+            link.parent.mkdir(parents=True, exist_ok=True)
+            _replace_link(link, target)
+
+
+def _replace_link(link: Path, target: Path) -> None:
+    temporary = link.with_name(f".{link.name}.linking")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    temporary.replace(link)
