@@ -123,10 +123,11 @@ class Connection:
     def restart(self) -> None:
         """Give the machine a fresh kernel: variables that only lived there are lost."""
         client = self._connect()
-        ending = [it.run for it in self._runs_left() if it.kernel == self._kernel and not it.ended]
+        ending = [it for it in self._runs_left() if it.kernel == self._kernel and not it.ended]
         info = client.ask(m.RestartKernel(client.next_id(), self._kernel), m.KernelInfo)
-        for run in ending:
-            client.send(m.Collected(client.next_id(), run))
+        for it in ending:
+            client.send(m.Collected(client.next_id(), it.run))
+            self._close_run(it.ledger, "lost", time.time() - it.started, 0, 0)
         self._generation = info.generation
         self._local.forget("the remote kernel was restarted")
 

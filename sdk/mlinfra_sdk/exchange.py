@@ -41,6 +41,7 @@ from mlinfra_sdk.running import (
 )
 from mlinfra_sdk.worker import messages as m
 
+_OF_LEDGER = ("done", "error", "interrupted")
 _encode_inputs = msgspec.msgpack.Encoder().encode
 
 
@@ -126,14 +127,20 @@ class Exchange(Connection):
         with self._lock:
             client = self._connect()
             try:
-                return client.ask(m.ListRuns(client.next_id()), list[m.RunInfo])
+                known = client.ask(m.ListRuns(client.next_id()), list[m.RunInfo])
             except LinkClosed:  # the machine has just ended; another one may know them
                 client = self._connect()
-                return client.ask(m.ListRuns(client.next_id()), list[m.RunInfo])
+                known = client.ask(m.ListRuns(client.next_id()), list[m.RunInfo])
+            for info in known:  # the machine has had nothing to do for them since their end
+                if info.ended:
+                    status = info.status if info.status in _OF_LEDGER else "lost"
+                    self._close_run(info.ledger, status, info.ended - info.started, 0, 0)
+            return known
 
     def cancel(self, run: str) -> None:
-        """Interrupt a run, or take it out of the queue."""
+        """Interrupt a run, take it out of the queue, or discard what it has left."""
         with self._lock:
+            self.runs()  # one that has ended is forgotten there: it is closed here before
             client = self._connect()
             client.send(m.Cancel(client.next_id(), run)).result()
 

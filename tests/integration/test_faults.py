@@ -605,6 +605,17 @@ def test_a_run_that_waits_is_cancelled(alone: Callable[..., Client]) -> None:
     first.cancel()
     with pytest.raises(KeyboardInterrupt):
         first.result()
+    fourth = it.start("4", label="fourth")
+    until(fourth.done, "its end")
+    fourth.cancel()
+    endless = it.start(SLEEP, label="endless")
+    until(lambda: endless.info().status == "running", "it to begin")
+    it.session.restart()
     assert it.session.runs() == []
     assert "n" not in it.namespace
     assert it.run("5").value == 5
+    # While the machine lives: nothing is counted as its run for ever.
+    runs = it.session.ledger.runs(it.session.machine.id)
+    assert [run.status for run in runs] == [
+        *("interrupted", "lost", "lost", "done", "lost", "done")
+    ]

@@ -321,8 +321,8 @@ class RunInfo(msgspec.Struct, omit_defaults=True):
     notebook: str = ""
     title: str = ""
     status: str = "queued"
-    """``queued``, ``running``, ``done``, ``error``, ``died`` (with its kernel), ``lost`` (with the
-    agent) or ``cancelled`` (before it began)."""
+    """``queued``, ``running``, ``done``, ``error``, ``interrupted``, ``died`` (with its kernel),
+    ``lost`` (with the agent) or ``cancelled`` (before it began)."""
     ended: float = 0.0
     messages: int = 0
     followed: bool = False

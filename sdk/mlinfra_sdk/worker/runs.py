@@ -268,6 +268,8 @@ def status_after(end: m.Record) -> str:
     content = json.loads(end.content)
     if end.msg_type == m.DIED:
         return str(content.get("status", "died"))
+    if content.get("ename") == "KeyboardInterrupt":
+        return "interrupted"
     return "done" if content["status"] == "ok" else "error"
 
 
