@@ -17,7 +17,7 @@ T = TypeVar("T")
 class Portal:
     """An event loop in a daemon thread, used from ordinary code.
 
-    The caller blocks in ``Future.result``, which Ctrl-C interrupts.
+    The caller blocks in a wait that Ctrl-C interrupts.
     """
 
     def __init__(self) -> None:
@@ -37,13 +37,23 @@ class Portal:
         await anyio.sleep_forever()
 
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine to its end; an interrupt cancels it."""
-        future = self.submit(coroutine)
+        """Run a coroutine to its end. An interrupt cancels it and waits until it has cleaned up
+        (what was launched for it costs until then); a second one does not wait."""
+        ended = threading.Event()
+        tasks: list[asyncio.Task[T]] = []
+
+        def begin() -> None:
+            tasks.append(self.loop.create_task(coroutine))
+            tasks[0].add_done_callback(lambda _: ended.set())
+
+        self.loop.call_soon_threadsafe(begin)
         try:
-            return future.result()
+            ended.wait()
         except BaseException:
-            future.cancel()
+            self.loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+            ended.wait()
             raise
+        return tasks[0].result()
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         """Begin to run a coroutine; cancelling the future cancels it."""

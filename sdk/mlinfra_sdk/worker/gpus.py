@@ -3,40 +3,70 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from collections.abc import Sequence
 
 from mlinfra_sdk.catalog import Device, Gpu, Gpus, describe_devices
 from mlinfra_sdk.errors import RequestError
 
+_COMMAND_SECONDS = 15.0
+
 
 def present() -> list[Device]:
-    """The devices as the driver (NVML) names them, those that ``CUDA_VISIBLE_DEVICES`` hides left
-    out; none without a driver."""
+    """The devices as the driver names them, those that ``CUDA_VISIBLE_DEVICES`` hides left out;
+    none without a driver."""
+    found = _by_library()
+    if found is None:
+        found = _by_command()
+    chosen = _visible(os.environ.get("CUDA_VISIBLE_DEVICES"), [uuid for uuid, _ in found])
+    return [found[index][1] for index in chosen]
+
+
+def _by_library() -> list[tuple[str, Device]] | None:
+    """(UUID, device) of all, by NVML; None if that cannot be loaded."""
     import pynvml
 
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
-        return []
+        return None
     try:
-        handles = [
-            pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())
-        ]
-        chosen = _visible(
-            os.environ.get("CUDA_VISIBLE_DEVICES"),
-            [str(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles],
-        )
         return [
-            Device(
-                str(pynvml.nvmlDeviceGetName(handles[index])),
-                int(pynvml.nvmlDeviceGetMemoryInfo(handles[index]).total),
+            (
+                str(pynvml.nvmlDeviceGetUUID(handle)),
+                Device(
+                    str(pynvml.nvmlDeviceGetName(handle)),
+                    int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
+                ),
             )
-            for index in chosen
+            for handle in map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
         ]
     except pynvml.NVMLError:  # a device that the driver has lost
         return []
     finally:
         pynvml.nvmlShutdown()
+
+
+def _by_command() -> list[tuple[str, Device]]:
+    """The same by ``nvidia-smi``, which some containers have while the library is not where
+    programs look for it."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return []
+    query = ["--query-gpu=uuid,memory.total,name", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(
+            [command, *query], capture_output=True, text=True, timeout=_COMMAND_SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    found = []
+    for line in done.stdout.splitlines():
+        uuid, memory, name = (word.strip() for word in [*line.split(",", 2), "", ""][:3])
+        if memory.isdigit():
+            found.append((uuid, Device(name, int(memory) << 20)))
+    return found
 
 
 def _visible(setting: str | None, uuids: Sequence[str]) -> list[int]:

@@ -15,6 +15,7 @@ import psutil
 from modal_proto import api_pb2
 
 from emulators.modal.process import Process
+from emulators.modal.programs import SMI, UV
 from emulators.modal.volumes import Volume
 
 HOME = "/root"
@@ -22,31 +23,6 @@ HOME = "/root"
 
 _TICK = 0.1
 _Result = api_pb2.GenericResult
-_SMI = """#!/bin/sh
-# A stand-in for nvidia-smi: recorded answers for the GPU that this sandbox was given.
-case "$1" in
-  --query-gpu=*) ;;
-  *) echo "not recorded: $*" >&2; exit 2 ;;
-esac
-fields=$(echo "${{1#--query-gpu=}}" | tr , ' ')
-i=0
-while [ $i -lt {count} ]; do
-  line=
-  for field in $fields; do
-    case $field in
-      index) value=$i ;;
-      name) value="{name}" ;;
-      uuid) value="GPU-$i" ;;
-      memory.total) case $* in *nounits*) value={memory} ;; *) value="{memory} MiB" ;; esac ;;
-      driver_version) value=580.95.05 ;;
-      *) value="[N/A]" ;;
-    esac
-    line="$line${{line:+, }}$value"
-  done
-  echo "$line"
-  i=$((i+1))
-done
-"""
 
 
 class Box:
@@ -100,6 +76,9 @@ class Box:
             raise ValueError(f"This emulator has only paths below {HOME}, not {path!r}.")
         return self.home / path[len(HOME) + 1 :]
 
+    def _mapped(self, value: str) -> str:
+        return str(self.local(value)) if value.startswith(f"{HOME}/") else value
+
     def end(self, status: int, text: str = "", exitcode: int = 0) -> None:
         """Ask for the end, which comes soon."""
         if not self._end_asked.done():
@@ -111,15 +90,17 @@ class Box:
         environment: Mapping[str, str],
         volumes: Mapping[str, Volume],
         gpu: tuple[str, str] | None,
+        has_uv: bool,
         capacity: asyncio.Event,
     ) -> None:
-        """Wait for a machine, run, and end. ``gpu`` is its name and memory as drivers say them."""
+        """Wait for a machine, run, and end. ``gpu`` is its name and memory as drivers say them,
+        ``has_uv`` whether the image has uv."""
         try:
             scheduled = asyncio.create_task(self._schedule(capacity))
             await asyncio.wait((scheduled, self._end_asked), return_when=asyncio.FIRST_COMPLETED)
             scheduled.cancel()
             if not self._end_asked.done():
-                self._furnish(python, environment, volumes, gpu)
+                self._furnish(python, environment, volumes, gpu, has_uv)
                 await self._run()
             self.result = self._end_asked.result()
         finally:
@@ -136,6 +117,7 @@ class Box:
         environment: Mapping[str, str],
         volumes: Mapping[str, Volume],
         gpu: tuple[str, str] | None,
+        has_uv: bool,
     ) -> None:
         bin_folder, temporary = self.folder / "bin", self.folder / "tmp"
         for folder in (self.home, bin_folder, temporary):
@@ -146,11 +128,13 @@ class Box:
             place.symlink_to(volume.folder)
         for name in ("python", "python3"):
             (bin_folder / name).symlink_to(python)
+        programs = {"uv": UV.format(python=python, image=python.parent.parent)} if has_uv else {}
         if gpu is not None:
-            smi = bin_folder / "nvidia-smi"
             count = self.definition.resources.gpu_config.count
-            smi.write_text(_SMI.format(name=gpu[0], memory=gpu[1], count=count))
-            smi.chmod(0o755)
+            programs["nvidia-smi"] = SMI.format(name=gpu[0], memory=gpu[1], count=count)
+        for name, text in programs.items():
+            (bin_folder / name).write_text(text)
+            (bin_folder / name).chmod(0o755)
         self._environment = {
             "HOME": str(self.home),
             "PATH": f"{bin_folder}:{python.parent}:/usr/local/bin:/usr/bin:/bin",
@@ -158,7 +142,8 @@ class Box:
             "LANG": "C.UTF-8",
             "MODAL_SANDBOX_ID": self.id,
             "MODAL_TASK_ID": self.task_id,
-            **environment,
+            "PIP_NO_INDEX": "1",  # tests use no network
+            **{name: self._mapped(value) for name, value in environment.items()},
         }
 
     async def _run(self) -> None:

@@ -147,9 +147,11 @@ class World:
         for secret in definition.secret_ids:
             environment.update(self.secrets[secret])
         volumes = {it.mount_path: self.volumes[it.volume_id] for it in definition.volume_mounts}
+        lines = self.image_lines(definition.image_id)
+        has_uv = any("install" in line and "uv" in line.split() for line in lines)
         given = GPUS[self.faults.wrong_gpu or gpu] if gpu else None
         task = asyncio.create_task(
-            box.live(self._python, environment, volumes, given, self.capacity)
+            box.live(self._python, environment, volumes, given, has_uv, self.capacity)
         )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
