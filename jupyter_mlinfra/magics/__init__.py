@@ -48,6 +48,7 @@ class RemoteMagics:
             "stop": self._stop,
             "restart": self._restart,
             "pull": self._pull,
+            "sync": self._sync,
             "runs": self._runs,
             "attach": self._attach,
             "logs": self._logs,
@@ -140,6 +141,20 @@ class RemoteMagics:
                     f"There is no variable {name!r}.",
                     hint="%remote pull fetches variables that stayed on a machine.",
                 )
+
+    def _sync(self, command: grammar.Command) -> None:
+        session = self.sessions.current
+        if session is None or session.machine is None:
+            print("This notebook has no machine; the next %%remote cell brings its files there.")
+            return
+        if "--dry-run" in command.arguments:
+            status.show_moves(session.sync_preview())
+            return
+        names = [word for word in command.arguments if not word.startswith("--")]
+        delete = "--delete" in command.arguments
+        with self.cells.short_card(session) as frontend:
+            report = session.sync(*names, delete=delete, frontend=frontend)
+        status.show_synced(report)
 
     # -- runs --------------------------------------------------------------------------------
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mlinfra_sdk.errors import KernelDied, MachineLost, MlinfraError, RunDetached
@@ -123,6 +124,22 @@ class Cells:
         kernel = getattr(self._shell, "kernel", None)
         if kernel is not None:
             kernel.io_loop.add_callback(self.take_ended)
+
+    @contextmanager
+    def short_card(self, session: Session) -> Iterator[Frontend]:
+        """A card for something that is no run, which appears if that takes a while."""
+        card = new_card(session.request)
+        frontend = self._sessions.frontend(session, card)
+        status: Phase = "error"
+        try:
+            yield frontend
+            status = "done"
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        finally:
+            if card is not None and card.seconds:
+                _finish(session, frontend, card, status)
 
     def take_ended(self) -> None:
         """Take over the background runs that have ended."""

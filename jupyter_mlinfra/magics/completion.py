@@ -13,7 +13,7 @@ from mlinfra_sdk.catalog import catalog
 from mlinfra_sdk.ledger.report import GROUPS
 from mlinfra_sdk.spec import CELL, NOTEBOOK, SETTINGS
 
-from .grammar import SUBCOMMANDS
+from .grammar import SUBCOMMANDS, SYNC_OPTIONS
 
 Names = Callable[[], Iterable[str]]
 
@@ -75,6 +75,8 @@ def complete(
         return _starting_with(word, ("--refresh",) if word.startswith("-") else catalog().names)
     if earlier == ["cost"]:
         return _starting_with(word, GROUPS)
+    if earlier[0] == "sync" and word.startswith("-"):
+        return _starting_with(word, [name for name in SYNC_OPTIONS if name not in earlier])
     if earlier[0] == "pull":
         return _starting_with(word, [name for name in pullable() if name not in earlier])
     return word, []

@@ -34,6 +34,10 @@ SUBCOMMANDS: Mapping[str, Subcommand] = {
     "stop": Subcommand("stop [MACHINE]", "stop this notebook's machine, or the one named"),
     "restart": Subcommand("restart", "give this notebook a fresh remote kernel on its machine"),
     "pull": Subcommand("pull NAME ...", "fetch variables that stayed on the machine"),
+    "sync": Subcommand(
+        "sync [--dry-run] [--delete] [PATH ...]",
+        "bring this folder and the machine's up to date now, and fetch large files by name",
+    ),
     "runs": Subcommand("runs", "runs that go on, wait, or have ended and not been collected"),
     "attach": Subcommand(
         "attach [RUN]", "bring a run back: its outputs, live from there on, and its variables"
@@ -48,6 +52,9 @@ SUBCOMMANDS: Mapping[str, Subcommand] = {
     ),
     "cancel": Subcommand("cancel RUN", "interrupt a run, or take it out of the queue"),
 }
+
+
+SYNC_OPTIONS = ("--dry-run", "--delete")
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,8 @@ def parse_command(line: str) -> Command:
 
 def _check_arguments(name: str, arguments: list[str]) -> None:
     one = dict.fromkeys(("stop", "attach", "wait", "cancel", "cost"), 1)
-    most = {**one, "pull": len(arguments), "logs": 2, "catalog": 2}
+    any_number = dict.fromkeys(("pull", "sync"), len(arguments))
+    most = {**one, **any_number, "logs": 2, "catalog": 2}
     least = 1 if name in ("pull", "logs", "wait", "cancel") else 0
     usage = f"Write: %remote {SUBCOMMANDS[name].usage}"
     taken = most.get(name, 0)
@@ -104,6 +112,8 @@ def _check_arguments(name: str, arguments: list[str]) -> None:
         what = "variable" if name == "pull" else "run"
         raise RequestError(f"%remote {name} needs the name of a {what}.", hint=usage)
     for argument in arguments:
+        if name == "sync" and argument.startswith("-") and argument not in SYNC_OPTIONS:
+            raise RequestError(f"%remote sync does not know {argument!r}.", hint=usage)
         if name == "pull" and not argument.isidentifier():
             raise RequestError(f"%remote pull: {argument!r} is not a variable name.", hint=usage)
         if name == "cost" and argument not in GROUPS:

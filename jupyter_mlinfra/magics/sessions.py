@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from mlinfra_sdk.frontend import Console, Frontend
@@ -28,6 +29,7 @@ class Sessions:
         self._shell = shell
         self._sessions: dict[Place, Session] = {}
         self._comms: dict[Session, RemoteComms] = {}
+        self._root = Path.cwd()  # a notebook's kernel starts in its folder
         self.current: Session | None = None
         """That of the last remote cell."""
 
@@ -55,6 +57,7 @@ class Sessions:
             namespace=self._shell.user_ns,
             hidden=lambda: self._shell.user_ns_hidden,
             request=request,
+            root=self._root,
             notebook=str(self._shell.user_ns.get("__session__", "")),
         )
         kernel = self._kernel

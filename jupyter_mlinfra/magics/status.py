@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 from mlinfra_sdk import cli_catalog, cli_cost, units
@@ -12,6 +13,7 @@ from mlinfra_sdk.machines import lifecycle
 from mlinfra_sdk.machines.portal import portal
 from mlinfra_sdk.session import Session
 from mlinfra_sdk.spec import Resolved, did_you_mean
+from mlinfra_sdk.sync.reports import Move, Report
 from mlinfra_sdk.worker.messages import RunInfo
 
 
@@ -77,6 +79,35 @@ def show_runs(runs: list[tuple[str, RunInfo]]) -> None:
         what = f"{info.label or info.run}  on {machine}  {state} {units.format_duration(seconds)}"
         where = f"  from {info.notebook}" if info.notebook else ""
         print(f"{what}  {info.messages} messages{where}  {info.title}")
+
+
+def show_moves(moves: list[Move]) -> None:
+    """What a sync would move."""
+    if not moves:
+        print("Both sides are alike.")
+    for move in moves:
+        size = f"  {units.format_size(move.size)}" if move.size else ""
+        print(f"{move.what:<12}  {move.path}{size}")
+    total = sum(move.size for move in moves if move.what in ("send", "fetch"))
+    if total:
+        print(f"{units.format_size(total)} at most would move.")
+
+
+def show_synced(report: Report) -> None:
+    """What a sync has moved."""
+    done = [
+        f"{count} {'file' if count == 1 else 'files'} {what}"
+        for count, what in (
+            (report.sent, "sent"),
+            (len(report.received), "fetched"),
+            (report.removed_there, "deleted there"),
+            (len(report.removed), "deleted here"),
+        )
+        if count
+    ]
+    print(f"{', '.join(done)}." if done else "Both sides are alike.")
+    for warning in report.warnings:
+        print(warning, file=sys.stderr)
 
 
 def stop_named(ledger: Ledger, name: str) -> None:

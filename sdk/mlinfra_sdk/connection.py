@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -41,6 +42,7 @@ from mlinfra_sdk.objects.store import ChunkStore
 from mlinfra_sdk.running import Running, follow
 from mlinfra_sdk.spec import Request
 from mlinfra_sdk.worker import messages as m
+from mlinfra_sdk.workspaces import SessionFiles
 
 _STORE_LIMIT = 20 << 30
 """Bytes that the local chunk store may keep between sessions."""
@@ -60,6 +62,7 @@ class Connection:
         hidden: Callable[[], Iterable[str]] | None = None,
         request: Request | None = None,
         notebook: str = "",
+        root: Path | None = None,
         **settings: object,
     ) -> None:
         if request is None:
@@ -73,6 +76,7 @@ class Connection:
         self._hidden = hidden or self._dunders
         self._ledger: Ledger | None = None
         self._store = ChunkStore(paths.data_dir() / "store")
+        self._files = SessionFiles(root, self._store)
         self._name = ""
         self._machine: LiveMachine | None = None
         self._synced = ""
@@ -146,6 +150,7 @@ class Connection:
         if machine is not None and client is not None and client.closed is None:
             with contextlib.suppress(*_FAILURES):  # what it runs for this session is not wanted
                 client.send(m.Stop(client.next_id(), "stopped by the user")).result(5)
+        self._files.forget()
         self._disconnect("the machine was stopped")
         if machine is not None:
             portal().call(lifecycle.stop(machine, self.ledger, "stopped by the user"))
@@ -170,6 +175,7 @@ class Connection:
         self._name = self._synced = ""
         self._generation = self._former = 0
         self._backgrounds.clear()
+        self._files.disconnected()
         self._local.forget("it belongs to the parent process")
 
     def comm(
@@ -308,13 +314,13 @@ class Connection:
         self._client, self._synced = client, machine.id
         self._shared_store = info.store == self._store.id
         self._former, self._generation = self._generation or self._former, 0
+        shared_fs = machine.provider.capabilities.shared_fs and not self.request.isolate
+        self._files.connected(client, machine, shared=shared_fs)
         if not again:
             self._local.forget("its machine has ended")
             self._kernel, self._former = "", 0
             self._placed = Placed()
-            self._local = self._new_namespace(
-                shared_fs=machine.provider.capabilities.shared_fs and not self.request.isolate
-            )
+            self._local = self._new_namespace(shared_fs=shared_fs)
         return client
 
     def _open_client(self, machine: LiveMachine) -> AgentClient:

@@ -99,6 +99,10 @@ class StoreError(MlinfraError):
     """The chunk store cannot give or take a chunk."""
 
 
+class SyncError(MlinfraError):
+    """Files could not be kept alike with those of a machine."""
+
+
 class ChunkMissing(StoreError, KeyError):
     """A chunk that is needed is not in the store."""
 

@@ -39,10 +39,15 @@ from mlinfra_sdk.running import (
     interrupts_held,
     interrupts_raised,
 )
+from mlinfra_sdk.sync.reports import Report as FilesReport
 from mlinfra_sdk.worker import messages as m
 
 _OF_LEDGER = ("done", "error", "interrupted")
 _encode_inputs = msgspec.msgpack.Encoder().encode
+
+
+_WITH_FILES = ("cell", "call")
+"""Kinds of runs that may read and write files."""
 
 
 class Exchange(Connection):
@@ -81,6 +86,7 @@ class Exchange(Connection):
         with self._lock:
             client = self._ready(frontend or Console())
             self._place_data(client, frontend or Console())
+            self._files.before_run(self.request, frontend or Console())
             if new_kernel:
                 self._local.abandon()
             try:
@@ -211,6 +217,7 @@ class Exchange(Connection):
     def _take_over(self, client: AgentClient, info: m.RunInfo, outcome: Outcome) -> Result:
         """The variables of a run that was not waited for from its beginning."""
         result = self._finish(client, outcome, self._local.adopt)
+        self._bring_files(result, Console())
         client.send(m.Collected(client.next_id(), info.run))
         seconds = (info.ended or time.time()) - info.started
         self._close_run(info.ledger, _status_of(result), seconds, 0, 0)
@@ -290,8 +297,10 @@ class Exchange(Connection):
     ) -> Result:
         client = self._ready(frontend)
         self._place_data(client, frontend)
-        self._local.eager_limit = self.request.eager_limit
         before = client.bytes_sent, client.bytes_received
+        if kind in _WITH_FILES:
+            self._files.before_run(self.request, frontend)
+        self._local.eager_limit = self.request.eager_limit
         inputs = self._supply(client, prepare, frontend)
         run = Running(secrets.token_hex(4), portal(), frontend.publish)
         client.listen(run.name, run.sink)
@@ -320,8 +329,12 @@ class Exchange(Connection):
                 up, down = client.bytes_sent - before[0], client.bytes_received - before[1]
                 if status:
                     self._close_run(ledger_run, status, time.monotonic() - began, up, down)
-        report = result.report
-        frontend.moved(sent, [*report.changed, *report.remote], up, down)
+        received = [*result.report.changed, *result.report.remote]
+        if kind in _WITH_FILES:
+            files = self._bring_files(result, frontend)
+            sent, received = sent + files.went, received + files.received
+            up, down = client.bytes_sent - before[0], client.bytes_received - before[1]
+        frontend.moved(sent, received, up, down)
         return result
 
     def _place_data(self, client: AgentClient, frontend: Frontend) -> None:
@@ -351,6 +364,12 @@ class Exchange(Connection):
             frontend.phase("data")
             client.upload(digests, frontend.progress)
         return inputs
+
+    def _bring_files(self, result: Result, frontend: Frontend) -> FilesReport:
+        """What the run has written, and a word about what stays away."""
+        files = self._files.after_run(self.request, frontend)
+        result.report.warnings += files.warnings
+        return files
 
     def _left_alone(self, run: str, error: LinkClosed) -> MlinfraError:
         """What to say of a run whose machine cannot be reached any more."""

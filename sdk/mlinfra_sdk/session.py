@@ -13,6 +13,8 @@ from mlinfra_sdk.frontend import Console, Frontend
 from mlinfra_sdk.namespace.analysis import CellNames, cell_names
 from mlinfra_sdk.namespace.sync import RemoteValue
 from mlinfra_sdk.running import Result
+from mlinfra_sdk.sync.reports import Move
+from mlinfra_sdk.sync.reports import Report as FilesReport
 
 T = TypeVar("T")
 
@@ -90,6 +92,22 @@ class Session(Exchange):
                 value.pull()
         values = [self._pulled(name) for name in names]
         return values[0] if len(names) == 1 else values
+
+    def sync(
+        self, *paths: str, delete: bool = False, frontend: Frontend | None = None
+    ) -> FilesReport:
+        """Make the notebook's folder and its twin on the machine alike now; runs do so by
+        themselves. ``paths`` are files or folders to be fetched, however large they are;
+        ``delete`` confirms deletions in large numbers."""
+        with self._lock:
+            self._connect(frontend)
+            return self._files.sync(self.request, paths, frontend or Console(), delete=delete)
+
+    def sync_preview(self) -> list[Move]:
+        """What :meth:`sync` would do."""
+        with self._lock:
+            self._connect()
+            return self._files.preview(self.request)
 
     def _pulled(self, name: str) -> Any:
         try:

@@ -51,6 +51,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     background: bool = False
     kernel: str = ""
     isolate: bool = False
+    sync: bool = True
+    sync_limit: int = 500_000_000
     quiet: bool = False
     eager_limit: int = 64_000_000
     data: tuple[Source, ...] = ()
@@ -253,6 +255,18 @@ SETTINGS: Mapping[str, Setting] = {
             FLAG,
             "give a local machine its own environment, folder and store, as a distant one has",
             "isolate",
+        ),
+        Setting(
+            "sync",
+            FLAG,
+            "keep the notebook's folder and its twin on a distant machine alike",
+            "sync=no",
+        ),
+        Setting(
+            "sync_limit",
+            SIZE,
+            "ask before files of more than this size in all are sent or brought here",
+            "sync_limit=2GB",
         ),
         Setting("quiet", FLAG, "show no run card", "quiet"),
         Setting(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 
 from mlinfra_sdk.machines.lifecycle import LiveMachine
@@ -159,7 +160,9 @@ class Client:
     namespace: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.session = Session(namespace=self.namespace, request=self.request)
+        # The folder of these tests is the repository.
+        request = msgspec.structs.replace(self.request, sync=False)
+        self.session = Session(namespace=self.namespace, request=request)
 
     def run(self, code: str, recorder: Recorder | None = None) -> Result:
         names = cell_names(code, self.namespace, code)

@@ -99,7 +99,7 @@ def alone(path: Net) -> Iterator[Callable[..., Client]]:
 def _request(**settings: object) -> object:
     from mlinfra_sdk.spec import Request
 
-    return Request(**({"on": "chaos"} | settings))
+    return Request(**({"on": "chaos", "sync": False} | settings))
 
 
 def journals(home: Path) -> list[Path]:

@@ -27,6 +27,7 @@ from typing import Any
 import cloudpickle
 
 from mlinfra_sdk.namespace import ambient_state as state
+from mlinfra_sdk.namespace import places
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,9 @@ def _encode(value: object) -> bytes:
     return data
 
 
+PLACES = ("cwd", "sys.path", "workspace.cwd", "workspace.sys.path")
+"""What has to be set before anything is imported."""
+
 AMBIENT: dict[str, Adapter] = {
     adapter.name: adapter
     for adapter in (
@@ -172,6 +176,8 @@ AMBIENT: dict[str, Adapter] = {
         Adapter("cwd", state.get_cwd, state.set_cwd, same_machine=True),
         Adapter("environ", state.environ.get, state.environ.set, same_machine=True),
         Adapter("sys.path", state.sys_path.get, state.sys_path.set, same_machine=True),
+        Adapter("workspace.cwd", places.get_cwd, places.set_cwd),
+        Adapter("workspace.sys.path", places.get_sys_path, places.set_sys_path),
         Adapter("interpreter", state.get_interpreter, state.set_interpreter),
         Adapter("warnings", state.get_warnings, state.set_warnings),
         Adapter("decimal", state.get_decimal, state.set_decimal, "decimal"),

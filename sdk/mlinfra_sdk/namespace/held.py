@@ -109,13 +109,16 @@ class WorkerNamespace:
         for name in inputs.deleted:
             self.ns.pop(name, None)
             self._variables.pop(name, None)
+        places = {name: inputs.ambient[name] for name in ambient.PLACES if name in inputs.ambient}
+        warnings = ambient.write_all(places)
         for name in inputs.imports:
             with contextlib.suppress(ImportError):  # the code that needs it says so
                 importlib.import_module(name)
         scanner = Scanner(self._realm, self._store)
         for group in inputs.groups:
             self._load_group(group, scanner)
-        warnings = ambient.write_all(inputs.ambient)
+        rest = {name: it for name, it in inputs.ambient.items() if name not in places}
+        warnings += ambient.write_all(rest)
         if inputs.ambient or not self._ambient:
             self._ambient = ambient.read_all(self._shared_fs)
         self._start(inputs)

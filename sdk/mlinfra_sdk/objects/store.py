@@ -210,6 +210,14 @@ class ChunkStore:
             hint="It is made or sent again with the next run that needs it.",
         )
 
+    def discard(self, digests: Iterable[bytes]) -> None:
+        """Remove chunks that nobody is going to need again, unless a run does."""
+        pinned = self._pinned()
+        for digest in digests:
+            if digest.hex() not in pinned:
+                with contextlib.suppress(OSError):
+                    self._path(digest).unlink()
+
     def _missing(self, digest: bytes) -> ChunkMissing:
         return ChunkMissing(
             f"Chunk {digest.hex()} is not in the store {self.root}.",

@@ -36,6 +36,7 @@ from mlinfra_sdk.sources import VARIABLE
 from mlinfra_sdk.worker import gpus, upkeep
 from mlinfra_sdk.worker import messages as m
 from mlinfra_sdk.worker.datasets import Datasets
+from mlinfra_sdk.worker.files import Files
 from mlinfra_sdk.worker.folder import (
     ENDED,
     SOCKET,
@@ -61,6 +62,7 @@ class Agent:
     def __init__(self, folder: Path, config: Config, tasks: anyio.abc.TaskGroup) -> None:
         self.folder = folder
         self.store = ChunkStore(Path(config.store))
+        self.files = Files(folder, self.store)
         self.watchdog = Watchdog(
             config.limits, folder, busy=lambda: self.busy, connected=lambda: self.connected
         )
@@ -110,6 +112,7 @@ class Agent:
                 VARIABLE: str(self._datasets.links),
                 m.STORE_VARIABLE: self._config.store,
                 m.SHARED_VARIABLE: "1" if self._config.shared_fs else "0",
+                m.WORKSPACES_VARIABLE: "" if self._config.shared_fs else str(self.files.folder),
             }
             kernel = KernelHost(name, self._sockets, env, self._tasks, self._publish)
             kernel.cwd = self._config.cwd
@@ -145,6 +148,7 @@ class Agent:
             self._followers.pop(session, None)
             self._bulks.pop(session, None)
             self.runs.forget(session)
+            self.files.forget(session)
             self._forget(session)
 
     def _forget(self, session: LinkSession) -> None:
@@ -232,6 +236,8 @@ class Agent:
                 | m.FinishDataset()
             ):
                 return await self._datasets.do(request)
+            case m.Files():
+                return await self.files.answer(session, request.body)
             case m.Limit():
                 self.watchdog.limit(idle=request.idle, time=request.time)
             case m.Stop():
@@ -318,7 +324,10 @@ class Agent:
         key = session, request.id
         with anyio.CancelScope() as self._fetches[key]:
             try:
-                sent = self._bulks[session].send(request.digests, verify=request.verify)
+                source = self.files.source(session)
+                sent = self._bulks[session].send(
+                    request.digests, source=source, verify=request.verify
+                )
                 return m.Fetched(*await sent)
             finally:
                 del self._fetches[key]

@@ -27,6 +27,7 @@ from traitlets.config import Config
 from zmq.eventloop.zmqstream import ZMQStream
 
 from mlinfra_sdk.errors import ChunkCorrupt, ChunkMissing, MlinfraError
+from mlinfra_sdk.namespace import places
 from mlinfra_sdk.namespace.delta import Inputs, Outputs
 from mlinfra_sdk.namespace.sync import WorkerNamespace
 from mlinfra_sdk.objects.store import ChunkStore
@@ -40,7 +41,9 @@ from mlinfra_sdk.worker.messages import (
     SHARED_VARIABLE,
     STORE_VARIABLE,
     WORKER_VARIABLE,
+    WORKSPACES_VARIABLE,
 )
+from mlinfra_sdk.worker.modules import WorkspaceModules
 
 _decode_inputs = msgspec.msgpack.Decoder(Inputs).decode
 _encode = msgspec.msgpack.Encoder().encode
@@ -95,6 +98,10 @@ class WorkerKernel(IPythonKernel):
             hidden=self._hidden,
             shared_fs=os.environ.get(SHARED_VARIABLE) == "1",
         )
+        workspaces = os.environ.get(WORKSPACES_VARIABLE, "")
+        self._modules = WorkspaceModules(workspaces)
+        if workspaces:
+            places.set_base(workspaces)
         self._shell.events.register("post_run_cell", self._after_cell)
 
     def start(self) -> None:
@@ -194,9 +201,11 @@ class WorkerKernel(IPythonKernel):
         self._shell.execution_count = job.count
         self._result = None
         inputs, self._inputs = self._inputs, Inputs()
-        warnings = list(self._namespace.load(inputs) or ())
+        warnings = self._modules.refresh()
+        warnings += self._namespace.load(inputs) or ()
         self._loaded = True
         content = await super().do_execute(code, silent, *args, **kwargs)
+        self._modules.note()
         result, self._result = self._result, None
         extra: dict[str, Any] = {}
         raised: BaseException | None = None

@@ -221,6 +221,13 @@ class FinishDataset(Request):
     files: list[Entry]
 
 
+class Files(Request):
+    """An encoded message of :mod:`mlinfra_sdk.sync.messages` about a workspace, answered with what
+    that says."""
+
+    body: bytes
+
+
 class Limit(Request):
     """From now on end the machine by these limits, in seconds."""
 
@@ -269,6 +276,7 @@ AnyRequest = (
     | OfferFiles
     | WriteFiles
     | FinishDataset
+    | Files
     | Limit
     | Stop
     | Describe
@@ -384,6 +392,7 @@ BEGUN = "mlinfra_begun"
 STORE_VARIABLE = "MLINFRA_STORE"
 JOBS_VARIABLE = "MLINFRA_JOBS"
 SHARED_VARIABLE = "MLINFRA_SHARED"
+WORKSPACES_VARIABLE = "MLINFRA_WORKSPACES"
 WORKER_VARIABLE = "MLINFRA_WORKER"
 """Set in kernels on a machine: there, ``@remote`` functions run in place."""
 

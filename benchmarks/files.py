@@ -1,0 +1,143 @@
+"""The notebook's folder and its twin: `python -m benchmarks files [--small]`.
+
+A session with an isolated machine, already started, and rsync between two folders of the same disk
+or, where an sshd for tests can be started, over ssh on loopback. Each is given the same files;
+what rsync is measured at includes its start, as it has no machine that is already there.
+Peak memory is that of the benchmark's own process and of the machine's agent, above what they had
+before.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from benchmarks.harness import Figure, median, say
+
+MIB = 1 << 20
+SMALL = "--small" in sys.argv
+COUNT = 1000 if SMALL else 10_000
+BIG = (64 if SMALL else 2048) * MIB
+ROUNDS = 3
+GOAL_MEMORY = 200 * MIB
+
+
+class Pair:
+    """A folder, its twin on a machine, and a copy that rsync makes."""
+
+    def __init__(self, folder: Path) -> None:
+        from mlinfra_sdk import Session
+
+        self.source = folder / "source"
+        self.copy = folder / "copy"
+        self.source.mkdir()
+        self.session = Session(isolate=True, root=self.source, sync_limit="4GB", namespace={})
+        self.session.run("1")
+        agents = [it for it in psutil.Process().children(recursive=True) if _is_agent(it)]
+        self.agent = agents[0].pid
+
+    def sync(self) -> float:
+        start = time.perf_counter()
+        self.session.sync()
+        return time.perf_counter() - start
+
+    def rsync(self, *options: str) -> float:
+        command = ["rsync", "-a", "--delete", *options, f"{self.source}/", f"{self.copy}/"]
+        start = time.perf_counter()
+        subprocess.run(command, check=True)
+        return time.perf_counter() - start
+
+
+def _is_agent(process: psutil.Process) -> bool:
+    return "mlinfra_sdk.worker" in process.cmdline()
+
+
+def main() -> list[Figure]:
+    """All figures of this module."""
+    folder = Path(tempfile.mkdtemp(prefix="mlinfra-bench-"))
+    os.environ["MLINFRA_HOME"] = str(folder / "home")
+    pair = Pair(folder)
+    try:
+        return [*_many(pair), *_one_byte(pair)]
+    finally:
+        pair.session.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _many(pair: Pair) -> list[Figure]:
+    say(f"{COUNT} files of 4 kB")
+    first, first_rsync, again, again_rsync = [], [], [], []
+    for number in range(ROUNDS):
+        data = pair.source / f"data{number}"
+        for index in range(COUNT):
+            file = data / str(index % 100) / f"{index}.bin"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(os.urandom(4096))
+        first.append(pair.sync())
+        first_rsync.append(pair.rsync())
+        again.append(pair.sync())
+        again_rsync.append(pair.rsync())
+        shutil.rmtree(data)
+        pair.session.sync(delete=True)
+        pair.rsync()
+    note = f"median of {ROUNDS}; rsync -a between local folders"
+    return [
+        _figure(f"{COUNT} files of 4 kB, first", median(first), median(first_rsync), note),
+        _figure(f"{COUNT} files of 4 kB, again", median(again), median(again_rsync), note),
+    ]
+
+
+def _one_byte(pair: Pair) -> list[Figure]:
+    say(f"one byte of {BIG // MIB} MiB")
+    file = pair.source / "big.bin"
+    with file.open("wb") as out:
+        for _ in range(BIG // MIB):
+            out.write(os.urandom(MIB))
+    os.sync()
+    processes = os.getpid(), pair.agent
+    before = [_reset_peak(pid) for pid in processes]
+    first, first_rsync = pair.sync(), pair.rsync()
+    ours, theirs = [], []
+    for number in range(ROUNDS):
+        with file.open("r+b") as out:
+            out.seek(BIG // 3 + number)
+            out.write(os.urandom(1))
+        ours.append(pair.sync())
+        theirs.append(pair.rsync("--no-whole-file"))
+    memory = max(_peak(pid) - old for pid, old in zip(processes, before, strict=True))
+    note = "rsync -a between local folders"
+    name = f"{BIG // MIB} MiB in one file"
+    return [
+        _figure(f"{name}, first", first, first_rsync, f"once; {note}", goal=""),
+        _figure(f"{name}, one byte changed", median(ours), median(theirs), f"median; {note}"),
+        Figure(
+            f"{name}: peak memory",
+            memory / MIB,
+            "MiB",
+            goal="<= 200 MiB",
+            met=memory <= GOAL_MEMORY,
+            note="the larger one of both sides, above what it had before",
+        ),
+    ]
+
+
+def _figure(what: str, ours: float, rsync: float, note: str, goal: str = "<= rsync") -> Figure:
+    met = ours <= rsync if goal else None
+    return Figure(what, ours, "s", {"rsync": rsync}, goal, met, note)
+
+
+def _reset_peak(pid: int) -> int:
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+    return _peak(pid)
+
+
+def _peak(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024

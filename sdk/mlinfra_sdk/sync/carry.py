@@ -1,0 +1,273 @@
+"""Carries out a plan: content goes there and comes here, batch by batch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future
+
+from mlinfra_sdk.errors import ChunkCorrupt, ChunkMissing
+
+from . import names
+from .entries import ABSENT, FILE, FOLDER, ZEROS, Entry
+from .knowledge import Knowledge
+from .merge import Plan
+from .messages import (
+    CHANGED,
+    Applied,
+    Apply,
+    Change,
+    Stage,
+    Staged,
+    Want,
+)
+from .reports import Report
+from .transfer import Placer, ordered
+
+_BATCH_BYTES = 16 << 20
+_BATCH_FILES = 2000
+
+Progress = Callable[[int, int], None]
+"""Takes the bytes that are done, and those in all."""
+
+
+class Carrier(Knowledge):
+    """Moves what was decided on."""
+
+    # -- doing -------------------------------------------------------------------------------
+
+    def _carry_out(self, plan: Plan, report: Report, progress: Progress) -> bool:
+        """Do all of it; False if something was found in another state than expected and all has
+        to be decided anew."""
+        if plan.empty:
+            return True
+        here = {path: self._tree.known[path].entry for path in plan.up}
+        pieces = {piece for entry in self._entries.values() for piece in entry.chunks}
+        self._done = 0
+        self._total = sum(bytes_to_send(entry, pieces) for entry in here.values())
+        self._total += sum(self._entries[path].size for path in plan.down)
+
+        def advance(size: int) -> None:
+            self._done += size
+            progress(min(self._done, self._total), self._total)
+
+        fine = self._put_aside(plan.aside, report)
+        fine = self._send(plan, here, pieces, report, advance) and fine
+        fine = self._receive(plan, report, advance) and fine
+        return fine and not plan.aside
+
+    def _put_aside(self, paths: list[bytes], report: Report) -> bool:
+        when = time.strftime("%Y-%m-%d %H.%M.%S")
+        changes = [
+            Change(
+                path,
+                self._entries[path].state,
+                to=names.conflict_name(path, self._machine_name, when),
+            )
+            for path in paths
+        ]
+        problems = [""] * len(changes)
+        if changes:
+            problems = self._peer.ask(Apply(self.name, changes), Applied).problems
+        for change, problem in zip(changes, problems, strict=True):
+            if not problem:
+                report.warnings.append(
+                    f"{names.shown(change.path)} was changed on both sides: yours keeps its name,"
+                    f" the machine's is {names.shown(change.to)!r}."
+                )
+        return self._judge(changes, problems, report)
+
+    def _noted(self, applied: Applied) -> list[str]:
+        """Our own changes need not be listed to us."""
+        if applied.before == self._change and not any(applied.problems):
+            self._change = applied.after
+        else:
+            self.stale = True
+        return applied.problems
+
+    def _judge(self, changes: list[Change], problems: list[str], report: Report) -> bool:
+        """Whether nothing has to be decided anew; what could not be done is said."""
+        fine = True
+        for change, problem in zip(changes, problems, strict=True):
+            if problem == CHANGED:
+                fine = False
+            elif problem:
+                self._warn(report, f"{names.shown(change.path)} could not follow: {problem}.")
+        return fine
+
+    def _send(
+        self,
+        plan: Plan,
+        here: dict[bytes, Entry],
+        pieces: set[bytes],
+        report: Report,
+        advance: Callable[[int], None],
+    ) -> bool:
+        changes = [Change(path, self._state_there(path), here[path]) for path in plan.up]
+        changes += [Change(path, self._state_there(path)) for path in plan.remove_there]
+        fine = True
+        pending: tuple[list[Change], Future[Applied]] | None = None
+
+        def finish() -> bool:
+            if pending is None:
+                return True
+            batch, answer = pending
+            problems = self._noted(answer.result())
+            for change, problem in zip(batch, problems, strict=True):
+                if not problem:
+                    self._came_there(change, report)
+            return self._judge(batch, problems, report)
+
+        for batch in _batches(ordered(changes)):
+            sent, good = self._upload(batch, pieces, report, advance)
+            fine = finish() and good and fine
+            pending = sent, self._peer.begin(Apply(self.name, sent), Applied)
+        return finish() and fine
+
+    def _upload(
+        self,
+        batch: list[Change],
+        pieces: set[bytes],
+        report: Report,
+        advance: Callable[[int], None],
+    ) -> tuple[list[Change], bool]:
+        """Have the machine get the content of a batch; gives what of it can be applied."""
+        files = [it for it in batch if it.entry is not None and it.entry.kind == FILE]
+        wants = []
+        for change in files:
+            entry = change.entry
+            assert entry is not None
+            wants.append(Want(entry.path, entry.state, _lacking(entry, pieces)))
+        # A large file of which nothing is lacking need not be staged.
+        needed = [
+            number
+            for number, change in enumerate(files)
+            if wants[number].pieces or (change.entry is not None and not change.entry.chunks)
+        ]
+        places, digests = self._stager.stage([wants[number] for number in needed])
+        problems = [""] * len(files)
+        for number, place in zip(needed, places, strict=True):
+            files[number].place = place
+            problems[number] = place.error
+        good = self._judge(files, problems, report)
+
+        told = 0
+
+        def progress(done: int, total: int) -> None:
+            nonlocal told
+            advance(done - told)
+            told = done
+
+        try:
+            self._peer.upload(digests, self._stager, progress)
+        except (ChunkMissing, ChunkCorrupt) as error:  # it is sent with the next sync
+            self._warn(report, error.message)
+            failed = {change.path for change in files if change.entry and change.entry.chunks}
+            return [it for it in batch if it.path not in failed], good
+        failed = {change.path for change, problem in zip(files, problems, strict=True) if problem}
+        return [it for it in batch if it.path not in failed], good
+
+    def _came_there(self, change: Change, report: Report) -> None:
+        if change.entry is None:
+            self._entries.pop(change.path, None)
+            self._common(change.path, ABSENT)
+            report.removed_there += 1
+        else:
+            self._entries[change.path] = change.entry
+            self._common(change.path, change.entry.state)
+            report.sent += change.entry.kind != FOLDER
+
+    def _receive(self, plan: Plan, report: Report, advance: Callable[[int], None]) -> bool:
+        changes = [Change(path, self._state_here(path), self._entries[path]) for path in plan.down]
+        changes += [Change(path, self._state_here(path)) for path in plan.remove_here]
+        placer = Placer(self._tree, self._store, durable=True)
+        fine = True
+        for batch in _batches(ordered(changes)):
+            problems = self._download(batch, advance)
+            ready = [it for it, problem in zip(batch, problems, strict=True) if not problem]
+            done = iter(placer.apply(ready))
+            problems = [problem or next(done) for problem in problems]
+            for change, problem in zip(batch, problems, strict=True):
+                if not problem:
+                    self._came_here(change, report)
+            fine = self._judge(batch, problems, report) and fine
+        return fine
+
+    def _download(self, batch: list[Change], advance: Callable[[int], None]) -> list[str]:
+        """Bring the content of a batch into the store; gives for each change what is wrong."""
+        own = {piece for known in self._tree.known.values() for piece in known.entry.chunks}
+        own |= {ZEROS}
+        wants, numbers = [], []
+        for number, change in enumerate(batch):
+            entry = change.entry
+            if entry is None or entry.kind != FILE:
+                continue
+            lacking = _lacking(entry, own)
+            if entry.chunks:
+                missing = set(self._store.missing(entry.chunks[index] for index in lacking))
+                lacking = [index for index in lacking if entry.chunks[index] in missing]
+                advance(entry.size - len(lacking) * (1 << 20))
+            if lacking or not entry.chunks:
+                wants.append(Want(entry.path, entry.state, lacking))
+                numbers.append(number)
+        problems = [""] * len(batch)
+        if not wants:
+            return problems
+        staged = self._peer.ask(Stage(self.name, wants), Staged)
+        for number, place in zip(numbers, staged.places, strict=True):
+            batch[number].place = place
+            problems[number] = place.error
+        told = 0
+
+        def progress(done: int, total: int) -> None:
+            nonlocal told
+            advance(done - told)
+            told = done
+
+        self._peer.download(staged.digests, progress)
+        return problems
+
+    def _came_here(self, change: Change, report: Report) -> None:
+        if change.entry is None:
+            self._common(change.path, ABSENT)
+            report.removed.append(names.shown(change.path))
+        else:
+            self._common(change.path, change.entry.state)
+            if change.entry.kind != FOLDER:
+                report.received.append(names.shown(change.path))
+
+    def _state_here(self, path: bytes) -> bytes:
+        known = self._tree.known.get(path)
+        return known.entry.state if known is not None else ABSENT
+
+    def _state_there(self, path: bytes) -> bytes:
+        entry = self._entries.get(path)
+        return entry.state if entry is not None else ABSENT
+
+
+def _lacking(entry: Entry, pieces: Collection[bytes]) -> list[int]:
+    """Which pieces of a large file are not among these, each once."""
+    found: dict[bytes, int] = {}
+    for index, piece in enumerate(entry.chunks):
+        if piece not in pieces and piece != ZEROS:
+            found.setdefault(piece, index)
+    return list(found.values())
+
+
+def bytes_to_send(entry: Entry, pieces: Collection[bytes]) -> int:
+    return len(_lacking(entry, pieces)) << 20 if entry.chunks else entry.size
+
+
+def _batches(changes: list[Change]) -> Iterator[list[Change]]:
+    """In their order, so that memory and the loss by an interrupt stay small."""
+    batch: list[Change] = []
+    size = 0
+    for change in changes:
+        length = change.entry.size if change.entry is not None else 0
+        if batch and (size + length > _BATCH_BYTES or len(batch) >= _BATCH_FILES):
+            yield batch
+            batch, size = [], 0
+        batch.append(change)
+        size += length
+    if batch:
+        yield batch

@@ -1,0 +1,169 @@
+"""File operations that cannot leave one directory.
+
+Every component of a path is opened on its own and without following links (``O_NOFOLLOW``,
+relative to the directory before it), so neither ``..`` nor a link that is put there in the middle
+of an operation leads outside.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import posixpath
+import secrets
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from . import names
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Root:
+    """One directory, by its path; it must exist."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._held = threading.local()
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """In this thread, keep the directory open that was used last: many files of one directory
+        then cost the way to it only once."""
+        self._held.on = True
+        try:
+            yield
+        finally:
+            self._held.on = False
+            self._release()
+
+    def _release(self) -> None:
+        fd = getattr(self._held, "fd", None)
+        self._held.fd = self._held.folder = None
+        if fd is not None:
+            os.close(fd)
+
+    @contextmanager
+    def opened(self) -> Iterator[int]:
+        """A descriptor of the directory itself."""
+        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    @contextmanager
+    def parent(self, path: bytes, *, create: bool = False) -> Iterator[tuple[int, bytes]]:
+        """A descriptor of the directory that ``path`` lies in, and its last component.
+
+        Raises OSError where a component is missing (unless ``create``), a link, or no directory.
+        """
+        *folders, name = names.parts(path)
+        if getattr(self._held, "on", False):
+            yield self._hold(folders, create), name
+            return
+        fd = self._walk(folders, create)
+        try:
+            yield fd, name
+        finally:
+            os.close(fd)
+
+    def _hold(self, folders: list[bytes], create: bool) -> int:
+        if getattr(self._held, "folder", None) != folders:
+            self._release()
+            self._held.fd = self._walk(folders, create)
+            self._held.folder = folders
+        fd: int = self._held.fd
+        return fd
+
+    def _walk(self, folders: list[bytes], create: bool) -> int:
+        """A descriptor of the directory at the end of these names."""
+        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for folder in folders:
+                if create:
+                    with suppress(FileExistsError):
+                        os.mkdir(folder, dir_fd=fd)
+                inner = os.open(folder, _DIRECTORY, dir_fd=fd)
+                os.close(fd)
+                fd = inner
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def status(self, path: bytes) -> os.stat_result | None:
+        """Of what lies at ``path`` itself; None if nothing does."""
+        try:
+            with self.parent(path) as (folder, name):
+                return os.stat(name, dir_fd=folder, follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.EMLINK):  # a link on the way
+                return None
+            raise
+
+    @contextmanager
+    def reading(self, path: bytes) -> Iterator[int]:
+        """A descriptor of a regular file. Opening does not wait for a writer of a fifo."""
+        with self.parent(path) as (folder, name):
+            fd = open_file(name, folder)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def target(self, path: bytes) -> bytes:
+        """Where a symbolic link leads."""
+        with self.parent(path) as (folder, name):
+            return os.readlink(name, dir_fd=folder)
+
+    def make_directory(self, path: bytes) -> None:
+        """Make a directory and those above it; one that is there already is fine."""
+        with self.parent(path, create=True) as (folder, name):
+            with suppress(FileExistsError):
+                os.mkdir(name, dir_fd=folder)
+            os.close(os.open(name, _DIRECTORY, dir_fd=folder))
+
+    def make_link(self, path: bytes, target: bytes) -> None:
+        """Put a symbolic link in the place of what is there."""
+        with self.parent(path, create=True) as (folder, name):
+            temporary = names.TEMPORARY + secrets.token_hex(8).encode()
+            os.symlink(target, temporary, dir_fd=folder)
+            try:
+                os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+            except BaseException:
+                os.unlink(temporary, dir_fd=folder)
+                raise
+
+    def remove(self, path: bytes) -> None:
+        """Remove a file, a link or an empty directory."""
+        with self.parent(path) as (folder, name):
+            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            if stat.S_ISDIR(status.st_mode):
+                os.rmdir(name, dir_fd=folder)
+            else:
+                os.unlink(name, dir_fd=folder)
+        self._release()  # it may be the directory that is held
+
+    def move(self, path: bytes, to: bytes) -> None:
+        """Rename within one directory; ``to`` must be free. Raises FileExistsError."""
+        with self.parent(path) as (folder, name):
+            new = names.parts(to)[-1]
+            if posixpath.dirname(path) != posixpath.dirname(to):
+                raise OSError(errno.EXDEV, "not in the same directory")
+            with suppress(FileNotFoundError):
+                os.stat(new, dir_fd=folder, follow_symlinks=False)
+                raise FileExistsError(errno.EEXIST, "a file of the new name exists")
+            os.rename(name, new, src_dir_fd=folder, dst_dir_fd=folder)
+        self._release()
+
+
+def open_file(name: bytes, folder: int) -> int:
+    """A descriptor of a regular file in an opened directory."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    return os.open(name, flags, dir_fd=folder)

@@ -1,0 +1,358 @@
+"""Content on its way: taken from files at one end, put in place at the other.
+
+What is not larger than one piece travels in packs of many files; larger files go piece by piece,
+and only pieces that the other side has in no file. Memory is bounded by the size of a batch.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+
+from mlinfra_sdk.errors import ChunkMissing, StoreError, SyncError
+from mlinfra_sdk.objects.store import ChunkStore
+
+from . import names
+from .entries import (
+    CHUNK,
+    FILE,
+    FOLDER,
+    LINK,
+    ZEROS,
+    Entry,
+    digest_of,
+    digest_of_chunks,
+    piece_length,
+    read_piece,
+)
+from .messages import CHANGED, Change, Place, Want
+from .tree import Tree, found_of
+
+PACK = 4 << 20
+"""Bytes of small files that travel together."""
+_MAGIC = b"mlinfra pack\n"
+"""At the beginning of each pack: no other chunk is ever the same, so a pack may be removed from a
+store when its files are in place."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Stager:
+    """Pieces of the files of a tree that are about to be sent, by their digests."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self._packs: dict[bytes, bytes] = {}
+        self._pieces: dict[bytes, tuple[bytes, int, int]] = {}
+
+    def stage(self, wants: Iterable[Want]) -> tuple[list[Place], list[bytes]]:
+        """Make these ready, and nothing else; see :class:`messages.Staged`."""
+        self._packs, self._pieces = {}, {}
+        places: list[Place] = []
+        open_places: list[Place] = []
+        pack = bytearray(_MAGIC)
+
+        def seal() -> None:
+            nonlocal pack
+            if open_places:
+                digest = digest_of(pack)
+                self._packs[digest] = bytes(pack)
+                for place in open_places:
+                    place.pack = digest
+                open_places.clear()
+                pack = bytearray(_MAGIC)
+
+        for want in wants:
+            place = Place()
+            places.append(place)
+            try:
+                entry = self._entry(want)
+                if want.pieces:
+                    for index in want.pieces:
+                        length = piece_length(entry, index)
+                        self._pieces[entry.chunks[index]] = entry.path, index * CHUNK, length
+                    continue
+                data = self._small(entry)
+            except SyncError as error:
+                place.error = error.message
+                continue
+            except OSError as error:
+                place.error = f"it cannot be read ({error.strerror})"
+                continue
+            if len(pack) + len(data) > PACK:
+                seal()
+            place.offset = len(pack)
+            pack += data
+            open_places.append(place)
+        seal()
+        return places, [*self._packs, *self._pieces]
+
+    def _entry(self, want: Want) -> Entry:
+        names.parts(want.path)
+        known = self._tree.known.get(want.path)
+        if known is None or known.entry.state != want.state or known.entry.kind != FILE:
+            raise SyncError(CHANGED)
+        if want.pieces and not 0 <= max(want.pieces) < len(known.entry.chunks):
+            raise SyncError(CHANGED)
+        return known.entry
+
+    def _small(self, entry: Entry) -> bytes:
+        data = self._tree.fresh.pop(entry.path, None)
+        if data is None:
+            with self._tree.root.reading(entry.path) as fd:
+                data = read_piece(fd, 0, CHUNK + 1)
+            if digest_of(data) != entry.digest:
+                raise SyncError(CHANGED)
+        return data
+
+    def size(self, digest: bytes) -> int:
+        """Bytes of a staged piece; 0 if it is none."""
+        pack = self._packs.get(digest)
+        return len(pack) if pack is not None else self._pieces.get(digest, (b"", 0, 0))[2]
+
+    def read_chunk(self, digest: bytes, *, verify: bool = True) -> bytes:
+        """A staged piece, verified. Raises :class:`ChunkMissing` if its file has changed
+        meanwhile."""
+        pack = self._packs.get(digest)
+        if pack is not None:
+            return pack
+        if digest not in self._pieces:
+            raise ChunkMissing("What was to be sent is not there any more.")
+        path, offset, length = self._pieces[digest]
+        try:
+            with self._tree.root.reading(path) as fd:
+                data = read_piece(fd, offset, length)
+        except OSError as error:
+            raise ChunkMissing(f"{names.shown(path)} cannot be read: {error.strerror}.") from None
+        if digest_of(data) != digest:
+            raise ChunkMissing(f"{names.shown(path)} has changed while it was sent.")
+        return data
+
+
+class Placer:
+    """Makes changes in a tree, taking content from a store and from the tree's own files.
+
+    ``durable``: what is in place has also reached the disk.
+    """
+
+    def __init__(self, tree: Tree, store: ChunkStore, *, durable: bool) -> None:
+        self._tree = tree
+        self._store = store
+        self._durable = durable
+        self._pack: tuple[bytes, bytes] = b"", b""
+        self._used: set[bytes] = set()
+        """Pieces that were taken from the store."""
+        self._own: dict[bytes, tuple[bytes, int]] | None = None
+
+    def apply(
+        self, changes: list[Change], progress: Callable[[int], None] = lambda size: None
+    ) -> list[str]:
+        """Make the changes in this order, each entirely or not at all; gives for each what kept it
+        from being made, or nothing. ``progress`` is told the bytes that are in place.
+
+        Raises :class:`SyncError` when the disk is full: what is in place stays in place.
+        """
+        self._own = None
+        with self._tree.root.holding():
+            return self._apply(changes, progress)
+
+    def _apply(self, changes: list[Change], progress: Callable[[int], None]) -> list[str]:
+        problems = [""] * len(changes)
+        written: list[Entry] = []
+        try:
+            for number, change in enumerate(changes):
+                try:
+                    self._make(change, written)
+                    progress(change.entry.size if change.entry else 0)
+                except SyncError as error:
+                    problems[number] = error.message
+                except StoreError as error:
+                    problems[number] = CHANGED if isinstance(error, ChunkMissing) else str(error)
+                except OSError as error:
+                    if error.errno in _FULL:
+                        raise SyncError(
+                            f"The disk of {self._tree.root.path} is full:"
+                            f" {names.shown(change.path)} could not be written.",
+                            hint="Free some space; what is missing follows with the next sync.",
+                        ) from None
+                    problems[number] = error.strerror or str(error)
+        finally:
+            self._settle(written)
+            self._clear_store(changes)
+        return problems
+
+    def _make(self, change: Change, written: list[Entry]) -> None:
+        names.parts(change.path)
+        if self._tree.now(change.path) != change.old:
+            raise SyncError(CHANGED)
+        root, entry = self._tree.root, change.entry
+        if change.to:
+            names.parts(change.to)
+            root.move(change.path, change.to)
+            self._tree.removed(change.path)
+            return
+        if entry is None:
+            root.remove(change.path)
+            self._tree.removed(change.path)
+            return
+        if entry.path != change.path:
+            raise SyncError("its entry is that of another path")
+        if change.old[:1] == b"d" and entry.kind != FOLDER:
+            root.remove(change.path)
+            self._tree.removed(change.path)
+        elif change.old and entry.kind == FOLDER:
+            root.remove(change.path)
+        if entry.kind == FOLDER:
+            root.make_directory(change.path)
+        elif entry.kind == LINK:
+            if not names.link_stays_inside(entry.path, entry.digest):
+                raise SyncError(f"it is a link to {names.shown(entry.digest)}, outside")
+            root.make_link(change.path, entry.digest)
+        elif entry.kind == FILE:
+            self._write(change, entry)
+            written.append(entry)
+            return
+        else:
+            raise SyncError("it is of no known kind")
+        status = root.status(change.path)
+        if status is not None:
+            self._tree.wrote(entry, status)
+
+    def _write(self, change: Change, entry: Entry) -> None:
+        """Put a file in place."""
+        with self._tree.root.parent(change.path, create=True) as (folder, name):
+            temporary = names.TEMPORARY + secrets.token_hex(8).encode()
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            mode = 0o777 if entry.executable else 0o666
+            fd = os.open(temporary, flags, mode, dir_fd=folder)
+            try:
+                try:
+                    self._fill(fd, change, entry)
+                    if change.old[:1] in (b"f", b"x"):
+                        os.fchmod(fd, self._mode(folder, name, entry))
+                    os.utime(fd, ns=(entry.mtime, entry.mtime))
+                    if self._durable:
+                        os.fsync(fd)
+                finally:
+                    os.close(fd)
+                if change.old and self._tree.now(change.path) != change.old:
+                    raise SyncError(CHANGED)  # while a large file was being written
+                os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(temporary, dir_fd=folder)
+                raise
+            if name.endswith(b".py"):
+                _forget_bytecode(folder, name)
+
+    def _fill(self, fd: int, change: Change, entry: Entry) -> None:
+        if not entry.chunks:
+            data = self._small(change.place, entry)
+            while data:
+                data = data[os.write(fd, data) :]
+            return
+        if digest_of_chunks(entry.chunks) != entry.digest:
+            raise SyncError("its pieces do not make up its content")
+        if not (len(entry.chunks) - 1) * CHUNK < entry.size <= len(entry.chunks) * CHUNK:
+            raise SyncError("its pieces do not make up its size")
+        os.ftruncate(fd, entry.size)
+        for index, digest in enumerate(entry.chunks):
+            if digest == ZEROS and piece_length(entry, index) == CHUNK:
+                continue  # a hole
+            piece = self._piece(digest)
+            if len(piece) != piece_length(entry, index):
+                raise SyncError("its pieces do not make up its size")
+            os.pwrite(fd, piece, index * CHUNK)
+
+    def _small(self, place: Place, entry: Entry) -> memoryview:
+        if place.pack != self._pack[0]:
+            self._pack = place.pack, self._store.read_chunk(place.pack)
+        data = memoryview(self._pack[1])[place.offset : place.offset + entry.size]
+        if len(data) != entry.size or digest_of(data) != entry.digest:
+            raise SyncError("its content is not what it should be")
+        return data
+
+    def _piece(self, digest: bytes) -> bytes:
+        """From a file of this tree, else from the store."""
+        if self._own is None:
+            self._own = {
+                chunk: (known.entry.path, index * CHUNK)
+                for known in self._tree.known.values()
+                for index, chunk in enumerate(known.entry.chunks)
+            }
+        at = self._own.get(digest)
+        if at is not None:
+            with suppress(OSError), self._tree.root.reading(at[0]) as fd:
+                data = read_piece(fd, at[1], CHUNK)
+                if digest_of(data) == digest:
+                    return data
+        piece = self._store.read_chunk(digest)
+        self._used.add(digest)
+        return piece
+
+    def _mode(self, folder: int, name: bytes, entry: Entry) -> int:
+        """The permissions of the file that is replaced, and whether it can be executed."""
+        mode = stat.S_IMODE(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode) & 0o777
+        return (mode & ~0o111) | ((mode & 0o444) >> 2 if entry.executable else 0)
+
+    def _settle(self, written: list[Entry]) -> None:
+        """Take notice of what lies in place now, unless somebody has changed it already: the later
+        that is done, the more its times can be believed."""
+        for entry in written:
+            with suppress(OSError):
+                status = self._tree.root.status(entry.path)
+                if status is not None and _is(entry, status):
+                    self._tree.wrote(entry, status)
+
+    def _clear_store(self, changes: list[Change]) -> None:
+        """What is in place need not lie in the store too."""
+        self._pack = b"", b""
+        packs = {change.place.pack for change in changes if change.place.pack}
+        self._store.discard(packs | self._used)
+        self._used.clear()
+
+
+def ordered(changes: Iterable[Change]) -> list[Change]:
+    """In an order in which they can be made: renames, removals below what takes the place of a
+    directory, directories, files, and last the other removals, because content may come from a
+    file that goes."""
+    changes = list(changes)
+    taken = {it.path for it in changes if it.entry is not None and it.entry.kind != FOLDER}
+
+    def rank(change: Change) -> tuple[int, int, bytes]:
+        depth = change.path.count(b"/")
+        if change.to:
+            return 0, depth, change.path
+        if change.entry is None:
+            makes_room = not taken.isdisjoint(names.ancestors(change.path))
+            return (1 if makes_room else 4), -depth, change.path
+        return (2 if change.entry.kind == FOLDER else 3), depth, change.path
+
+    return sorted(changes, key=rank)
+
+
+def _is(entry: Entry, status: os.stat_result) -> bool:
+    found = found_of(status)
+    return found is not None and (found.kind, found.size, found.mtime) == (
+        entry.kind,
+        entry.size,
+        entry.mtime,
+    )
+
+
+def _forget_bytecode(folder: int, name: bytes) -> None:
+    """What Python compiled from the old source: it compares times in seconds, and an edit may come
+    within the same one."""
+    with suppress(OSError):
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        cache = os.open(b"__pycache__", flags, dir_fd=folder)
+        try:
+            stem = os.fsdecode(name[:-3]) + "."
+            for compiled in os.listdir(cache):
+                if compiled.startswith(stem) and compiled.endswith(".pyc"):
+                    os.unlink(compiled, dir_fd=cache)
+        finally:
+            os.close(cache)

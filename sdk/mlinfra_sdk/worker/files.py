@@ -1,0 +1,123 @@
+"""The machine's side of workspaces: each notebook's folder has its twin here."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+
+from mlinfra_sdk.errors import RequestError
+from mlinfra_sdk.objects.bulk import Source
+from mlinfra_sdk.objects.store import ChunkStore
+from mlinfra_sdk.sync.ignore import Rules
+from mlinfra_sdk.sync.messages import AnyMessage, Applied, Apply, List, Listing, Stage, Staged
+from mlinfra_sdk.sync.messages import decode as decode_message
+from mlinfra_sdk.sync.transfer import Placer, Stager
+from mlinfra_sdk.sync.tree import Tree
+
+FOLDER = "workspaces"
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,80}")
+
+
+class _Twin:
+    """One workspace."""
+
+    def __init__(self, root: Path, cache: Path) -> None:
+        self.root = root
+        self.tree = Tree(root, cache)
+        self.epoch = secrets.token_hex(8)
+        """Names this record of changes: another agent's numbers mean something else."""
+        self.lock = anyio.Lock()
+
+    def list(self, request: List) -> Listing:
+        self.tree.scan(
+            Rules(request.rules), lazy_above=request.lazy_above, wanted=set(request.wanted)
+        )
+        self.tree.fresh.clear()
+        self.tree.save()
+        whole = request.epoch != self.epoch
+        entries, gone = self.tree.since(0 if whole else request.since)
+        return Listing(
+            str(self.root),
+            self.epoch,
+            self.tree.changes,
+            whole,
+            entries,
+            [] if whole else gone,
+            self.tree.skipped,
+        )
+
+    def apply(self, request: Apply, store: ChunkStore) -> Applied:
+        before = self.tree.changes
+        # The machine's disk is no safer than the machine: after a crash all is read again.
+        problems = Placer(self.tree, store, durable=False).apply(request.changes)
+        return Applied(problems, before, self.tree.changes)
+
+
+class Files:
+    """The workspaces of a machine, in ``folder``."""
+
+    def __init__(self, folder: Path, store: ChunkStore) -> None:
+        self.folder = folder / FOLDER
+        self._cache = folder / "indexes"
+        self._store = store
+        self._twins: dict[str, _Twin] = {}
+        self._stagers: dict[tuple[object, str], Stager] = {}
+
+    def _twin(self, name: str) -> _Twin:
+        twin = self._twins.get(name)
+        if twin is None:
+            if _NAME.fullmatch(name) is None or name.startswith("."):
+                raise RequestError(f"{name!r} is no name of a workspace.")
+            root = self.folder / name
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            twin = self._twins[name] = _Twin(root, self._cache / name)
+        return twin
+
+    async def answer(self, client: object, body: bytes) -> Any:
+        """Do what an encoded message of ``sync.messages`` asks for."""
+        message: AnyMessage = decode_message(body)
+        twin = self._twin(message.name)
+        async with twin.lock:
+            match message:
+                case List():
+                    return await anyio.to_thread.run_sync(twin.list, message)
+                case Apply():
+                    return await anyio.to_thread.run_sync(twin.apply, message, self._store)
+                case Stage():
+                    key = client, message.name
+                    stager = self._stagers.setdefault(key, Stager(twin.tree))
+                    return Staged(*await anyio.to_thread.run_sync(stager.stage, message.wants))
+
+    def source(self, client: object) -> Source:
+        """What this client fetches from: the files that it has had staged, and the store."""
+        stagers = [stager for (owner, _), stager in self._stagers.items() if owner is client]
+        return _Sources(stagers, self._store) if stagers else self._store
+
+    def forget(self, client: object) -> None:
+        """A client has gone."""
+        for key in [key for key in self._stagers if key[0] is client]:
+            del self._stagers[key]
+
+
+class _Sources:
+    """Staged files, and behind them the store."""
+
+    def __init__(self, stagers: list[Stager], store: ChunkStore) -> None:
+        self._stagers = stagers
+        self._store = store
+
+    def read_chunk(self, digest: bytes, *, verify: bool = True) -> bytes:
+        for stager in self._stagers:
+            if stager.size(digest):
+                return stager.read_chunk(digest)
+        return self._store.read_chunk(digest, verify=verify)
+
+    def size(self, digest: bytes) -> int:
+        return next(filter(None, (it.size(digest) for it in self._stagers)), 0) or (
+            self._store.size(digest)
+        )
