@@ -111,8 +111,7 @@ class Kernel:
 
     def peak_memory(self) -> float:
         """Peak resident memory of the kernel's process since :meth:`reset_peak`, in bytes."""
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+        return peak_memory(self.pid)
 
     def memory(self) -> float:
         """Resident memory of the kernel's process now, in bytes."""
@@ -120,12 +119,23 @@ class Kernel:
 
     def reset_peak(self) -> None:
         """Begin to look for a new peak."""
-        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+        reset_peak(self.pid)
 
     def close(self) -> None:
         """End the kernel; its machines end with it."""
         self._client.stop_channels()
         self._manager.shutdown_kernel()
+
+
+def peak_memory(pid: int) -> float:
+    """Peak resident memory of a process since :func:`reset_peak`, in bytes."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+def reset_peak(pid: int) -> None:
+    """Begin to look for a new peak of a process."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
 @contextmanager

@@ -9,7 +9,6 @@ unix socket: the same bytes by ``sendall`` and ``recv_into`` without any protoco
 from __future__ import annotations
 
 import os
-import resource
 import socket
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from pathlib import Path
 import anyio
 import anyio.abc
 
-from benchmarks.harness import Figure, median, say
+from benchmarks.harness import Figure, median, peak_memory, reset_peak, say
 from mlinfra_sdk.link.client import connect
 from mlinfra_sdk.link.frames import Channel
 from mlinfra_sdk.link.server import serve
@@ -34,11 +33,6 @@ CHUNK = 4 << 20
 CHUNKS = 256
 JOURNAL_MESSAGES = 100_000
 JOURNAL_BYTES = 500
-
-
-def peak_memory() -> float:
-    """Peak resident memory of this process, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
 async def agent(path: Path) -> None:
@@ -57,7 +51,7 @@ async def agent(path: Path) -> None:
                 elif data == b"journal":
                     tasks.start_soon(send, Channel.JOURNAL, JOURNAL_BYTES, amount)
                 elif data == b"memory":
-                    await session.send(Channel.CONTROL, b"%f" % peak_memory())
+                    await session.send(Channel.CONTROL, b"%f" % (peak_memory(os.getpid()) / 1e6))
                 else:
                     await session.send(Channel.CONTROL, data)
 
@@ -94,6 +88,7 @@ async def measure(factory: Callable[[], Awaitable[Wire]]) -> Measured:
         wires.append(await factory())
         return wires[-1]
 
+    reset_peak(os.getpid())  # of benchmarks that ran before in this process
     amount = CHUNKS * CHUNK / 1e9
     async with connect(kept, SECRET) as session:
         await round_trips(session, 200)
@@ -144,7 +139,7 @@ async def measure(factory: Callable[[], Awaitable[Wire]]) -> Measured:
 
         await session.send(Channel.CONTROL, b"memory")
         found["agent"] = float((await session.receive(Channel.CONTROL).__anext__()).data)
-        found["client"] = peak_memory()
+        found["client"] = peak_memory(os.getpid()) / 1e6
     return found
 
 
