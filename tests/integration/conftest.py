@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from live import Notebook, opened
+from sshd import Sshd, mounted, running
 
 
 @pytest.fixture(scope="module")
@@ -40,3 +41,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]
         (home / "host" / "sdk").symlink_to(shared)
 
     return prepare
+
+
+@pytest.fixture(scope="session")
+def warm_box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    """A host without an index of packages, and without exec for temporary files where this user
+    may mount such a folder. The first test that uses it waits for its environment to be made."""
+    folder = tmp_path_factory.mktemp("box")
+    with mounted(folder / "tmp", "size=64m,noexec") as temporary:
+        environment = {"TMPDIR": str(folder / "tmp")} if temporary else {}
+        with running(folder, **environment) as box:
+            yield box

@@ -6,12 +6,17 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import psutil
+import pytest
 from live import until
 
+from mlinfra_sdk.providers.ssh import SshRemote
+
+SSH = shutil.which("ssh") or "/usr/bin/ssh"
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
 
 _SSHD_CONFIG = """\
@@ -36,6 +41,11 @@ Host box
   Port {port}
   IdentityFile {folder}/id
   IdentitiesOnly yes
+Host jumped
+  HostName 127.0.0.1
+  Port {port}
+  IdentityFile {folder}/id
+  ProxyJump box
 Host *
   UserKnownHostsFile {folder}/known_hosts
   GlobalKnownHostsFile /dev/null
@@ -55,10 +65,10 @@ def free_port() -> int:
 
 
 class Sshd:
-    """A host called ``box``. ``folder`` holds its keys and the user's; ``home`` is the home
-    directory over there, and ``bin`` the only commands there beside those of the system."""
+    """A host called ``box``, ``jumped`` by way of itself. ``folder`` holds its keys and the
+    user's; ``home`` is the home directory over there."""
 
-    def __init__(self, folder: Path, *, prefix: Sequence[str] = (), **environment: str) -> None:
+    def __init__(self, folder: Path, **environment: str) -> None:
         self.folder = folder
         self.home = folder / "home"
         self.port = free_port()
@@ -68,23 +78,27 @@ class Sshd:
         keygen(folder / "id")
         shutil.copy(folder / "id.pub", folder / "authorized_keys")
         self.know()
-        self.environment = {"HOME": str(self.home), "PATH": os.environ["PATH"]} | environment
+        self.environment = {
+            "HOME": str(self.home),
+            "PATH": os.environ["PATH"],
+            "UV_OFFLINE": "1",  # tests talk to loopback only: packages come from this side
+            "PIP_NO_INDEX": "1",
+            "PIP_FIND_LINKS": "",
+        } | environment
         pairs = " ".join(f'"{key}={value}"' for key, value in self.environment.items())
         (folder / "sshd_config").write_text(
             _SSHD_CONFIG.format(port=self.port, folder=folder, environment=pairs)
         )
-        self.configure(_SSH_CONFIG.format(port=self.port, folder=folder))
-        self._prefix = list(prefix)
+        self.config = _SSH_CONFIG.format(port=self.port, folder=folder)
+        self.configure(self.config)
         self._process: subprocess.Popen[bytes] | None = None
 
     def configure(self, text: str) -> None:
-        """Replace the user's ~/.ssh/config, which is read by way of a wrapper in ``bin``: ssh
-        takes the home directory from the password file, not from $HOME."""
+        """Replace the user's configuration. A wrapper names it: ssh takes the home directory from
+        the password file, not from $HOME. Jump hosts are reached by the wrapper, too."""
         (self.folder / "ssh_config").write_text(text)
-        tools = self.folder / "client"
-        wrapper = tools / "ssh"
-        ssh = shutil.which("ssh", path=os.defpath + ":/usr/bin:/usr/local/bin")
-        wrapper.write_text(f'#!/bin/sh\nexec {ssh} -F {self.folder}/ssh_config "$@"\n')
+        wrapper = self.folder / "client" / "ssh"
+        wrapper.write_text(f'#!/bin/sh\nexec {SSH} -F {self.folder}/ssh_config "$@"\n')
         wrapper.chmod(0o755)
 
     def know(self) -> None:
@@ -93,9 +107,11 @@ class Sshd:
         (self.folder / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {key}")
 
     def start(self) -> None:
+        if os.getuid() == 0:  # which the package's service would do
+            os.makedirs("/run/sshd", mode=0o755, exist_ok=True)
         with open(self.folder / "sshd.log", "ab") as log:
             self._process = subprocess.Popen(
-                [*self._prefix, SSHD, "-D", "-e", "-f", str(self.folder / "sshd_config")],
+                [SSHD, "-D", "-e", "-f", str(self.folder / "sshd_config")],
                 stderr=log,
             )
         until(self.answers, "sshd", lambda: (self.folder / "sshd.log").read_text())
@@ -111,24 +127,55 @@ class Sshd:
             self._process.wait()
             self._process = None
 
-    def connections(self) -> list[int]:
-        """Processes of the server that hold a connection each."""
-        found = subprocess.run(
-            ["pgrep", "-f", f"sshd: .*|{self.folder}/sshd_config"], capture_output=True, text=True
-        )
-        return [int(pid) for pid in found.stdout.split()]
+    def cut(self) -> None:
+        """End all connections, without a word to anybody."""
+        assert self._process is not None
+        for process in psutil.Process(self._process.pid).children(recursive=True):
+            if process.name().startswith("sshd"):
+                process.kill()
 
     @property
-    def client_environment(self) -> dict[str, str]:
-        """For a process whose ``ssh`` knows this host."""
-        return {"PATH": f"{self.folder}/client:{os.environ['PATH']}"}
+    def cache(self) -> Path:
+        """Where everything of ours lies over there."""
+        return self.home / ".cache" / "mlinfra"
+
+    @contextmanager
+    def known(self) -> Iterator[None]:
+        """In this process ``ssh`` knows the host, and the state directory is a fresh one."""
+        state = self.folder / "state"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PATH", f"{self.folder}/client:{os.environ['PATH']}")
+            patch.setenv("MLINFRA_HOME", str(state))
+            try:
+                yield
+            finally:
+                self.hang_up()
+
+    def hang_up(self) -> None:
+        """End the connection that the user's processes share."""
+        for host in ("box", "jumped"):
+            subprocess.run(SshRemote(host).command("-Oexit"), capture_output=True)
 
 
 @contextmanager
 def running(folder: Path, **options: str) -> Iterator[Sshd]:
+    """A host that is there for a while."""
     sshd = Sshd(folder, **options)
     sshd.start()
     try:
         yield sshd
     finally:
         sshd.stop()
+
+
+@contextmanager
+def mounted(folder: Path, options: str) -> Iterator[bool]:
+    """A small file system of its own in ``folder``; False if this user may not mount any."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)]
+    may = subprocess.run(command, capture_output=True).returncode == 0
+    try:
+        yield may
+    finally:
+        if may:
+            subprocess.run(["umount", "--lazy", str(folder)], check=True)

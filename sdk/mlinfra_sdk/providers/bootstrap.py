@@ -50,8 +50,8 @@ _FAILURES = {
         "Name one by home= in the target's settings.",
     ),
     "python": (
-        f"has no Python {_VERSION}, which this one is, and could not get it",
-        f"Install Python {_VERSION} or uv there, or name an interpreter by python=.",
+        "has no Python {version}, which this one is, and could not get it",
+        "Install Python {version} or uv there, or name an interpreter by python=.",
     ),
     "packages": ("could not unpack the packages that were sent", "Run `mlinfra doctor`."),
     "start": (
@@ -154,16 +154,19 @@ async def _until_ready(remote: Remote, wire: ExecWire, shipment: _Shipment) -> d
         word, _, rest = (await read_line(wire)).partition(" ")
         match word:
             case "wheel":
-                await wire.send([shipment.wheel])
+                with suppress(LinkError):  # its last line says why
+                    await wire.send([shipment.wheel])
             case "packages":
                 name, _, libc = rest.partition(" ")
-                await _send_packages(wire, shipment, packages.Platform(name, libc))
+                with suppress(LinkError):
+                    await _send_packages(wire, shipment, packages.Platform(name, libc))
             case "ready":
                 return {"home": rest, "python": f"{rest}/sdk/{shipment.digest}/bin/python"}
             case "fail":
                 kind, _, detail = rest.partition(" ")
                 what, hint = _FAILURES.get(kind, (f"failed ({kind})", "Try again."))
                 said = f": {detail.strip()}" if detail.strip() else ""
+                what, hint = (text.replace("{version}", _VERSION) for text in (what, hint))
                 raise ProviderError(f"{remote.where} {what}{said}.", hint=hint)
             case _:
                 raise LinkError(f"It said {word[:80]!r}.")

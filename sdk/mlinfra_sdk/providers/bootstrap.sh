@@ -8,14 +8,21 @@ umask 077
 
 say() { printf '%s\n' "$*"; }
 
-# fail WHAT [DETAIL]: the last words of the log say why, unless the disk is full, which says it all.
+# fail WHAT [DETAIL]: the last words of the log say why, unless the disk is full: then even the log
+# may be empty.
 fail() {
-  log=$(tail -n 8 "$work/log" 2>/dev/null | tr '\n\r\t' '   ' | tail -c 1500)
-  case $log in
-    *"No space left"* | *"os error 28"* | *"Disk quota exceeded"* | *"os error 122"*) set -- disk ;;
-  esac
-  say "fail $1 ${2-$log}"
+  ! full || set -- disk
+  say "fail $1 ${2-$(tail -n 8 "$work/log" 2>/dev/null | tr '\n\r\t' '   ' | tail -c 1500)}"
   exit 1
+}
+
+# Whether there is no room for another megabyte.
+full() {
+  [ -d "$work" ] || return 1
+  head -c 1000000 /dev/zero 2>/dev/null >"$work/room"
+  set -- $?
+  rm -f "$work/room"
+  [ "$1" != 0 ]
 }
 
 # Whether $1 is a Python of this version that can make environments.
@@ -61,7 +68,7 @@ install() {
     "$python" -m pip --python "$work/env/bin/python" install --quiet --retries 1 \
       --constraint "$work/pins" "$work/$wheel" >"$work/log" 2>&1 && return
   fi
-  case $(cat "$work/log") in *"No space left"* | *"os error 28"*) fail disk ;; esac
+  ! full || fail disk
   say "packages $("$work/env/bin/python" -c 'import platform, sysconfig
 print(sysconfig.get_platform(), "-".join(platform.libc_ver()))')"
   read -r size || exit 1

@@ -123,7 +123,7 @@ def write_tree(wheel: Path, platform: Platform, file: IO[bytes]) -> None:
     ``tar.gz``. Raises :class:`ProviderError` if a package can neither be copied nor downloaded."""
     fitting = platform.tags()
     absent = []
-    with tarfile.open(fileobj=file, mode="w:gz", compresslevel=6) as tree:
+    with tarfile.open(fileobj=file, mode="w:gz", compresslevel=1) as tree:
         with zipfile.ZipFile(wheel) as archive:
             for name in archive.namelist():
                 _add(tree, name, archive.read(name))
