@@ -399,10 +399,11 @@ def _doctor(as_json: bool) -> int:
     for check in checks():
         found.append(check)
         if not as_json:
-            out.print("ok     " if check.ok else "PROBLEM", check.name + ":", check.detail)
+            word = "ok     " if check.ok else "-      " if check.optional else "PROBLEM"
+            out.print(word, check.name + ":", check.detail)
             if not check.ok:
                 out.print("        ", check.mend)
-    problems = sum(not check.ok for check in found)
+    problems = sum(not check.ok and not check.optional for check in found)
     if as_json:
         print_json({"ok": not problems, "checks": found})
     elif problems:

@@ -25,12 +25,14 @@ from mlinfra_sdk.spec import Request
 
 
 class Check(msgspec.Struct, frozen=True):
-    """One thing that was looked at. ``mend`` says what to do about a problem."""
+    """One thing that was looked at. ``mend`` says what to do about a problem; an ``optional`` one
+    is that of a provider which nothing in the settings speaks of."""
 
     name: str
     ok: bool
     detail: str
     mend: str = ""
+    optional: bool = False
 
 
 class _Problem(Exception):
@@ -168,8 +170,9 @@ def _provider(target: str) -> Iterator[Check]:
     except Exception as error:
         yield Check(name, False, f"It cannot be loaded: {error}", "Reinstall its package.")
         return
+    optional = target not in targets.configured()
     for problem in problems:
-        yield Check(name, False, problem.what, problem.mend)
+        yield Check(name, False, problem.what, problem.mend, optional)
     if not problems:
         yield Check(name, True, "ready")
 

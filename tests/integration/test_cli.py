@@ -192,14 +192,25 @@ def test_status_and_stop(here: Place) -> None:
 
 
 def test_doctor_finds_nothing_wrong(here: Place) -> None:
+    here.env |= {"HOME": str(here.folder)}  # nobody is logged in anywhere
     done = here.mlinfra("doctor", "--json")
     report = json.loads(done.stdout)
     assert report["ok"] and done.returncode == 0, report
     assert {"Python", "ledger", "GPU", "on=local", "round trip"} <= {
         check["name"] for check in report["checks"]
     }
+    modal = next(check for check in report["checks"] if check["name"] == "on=modal")
+    assert modal["optional"] and "modal token new" in modal["mend"]
     here.wait_until_no_agent()
     assert here.mlinfra("doctor").stdout.endswith("Everything works.\n")
+
+
+def test_doctor_minds_what_the_settings_speak_of(here: Place) -> None:
+    here.env |= {"HOME": str(here.folder)}
+    (here.folder / "pyproject.toml").write_text("[tool.mlinfra.targets.modal]\ncpu = 2\n")
+    done = here.mlinfra("doctor")
+    assert done.returncode == 1
+    assert "PROBLEM on=modal: There is no token for Modal." in done.stdout
 
 
 def test_doctor_says_how_to_mend(here: Place) -> None:

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +79,34 @@ def test_cells_run_in_a_sandbox_with_the_gpu(
         assert python in lines and "ipykernel==" in lines
 
         # The relay's command ends in the middle of a run: another one takes over.
-        it.run("import time; left = [1, 2, 3]")
-        run = it.run
-        cut = service.cut_execs(box, "mlinfra_sdk.link.relay")
-        assert cut == 1
-        run("left.append(os.environ['MODAL_SANDBOX_ID'])")
-        assert it.namespace["left"] == [1, 2, 3, box.id]
+        begun, go = box.home / "begun", box.home / "go"
+
+        def cut() -> None:
+            wait_for(begun.exists)
+            assert service.cut_execs(box, "mlinfra_sdk.link.relay") == 1
+            go.touch()
+
+        with meanwhile(cut):
+            it.run(
+                f"""
+                import pathlib, time
+                print("before the cut")
+                pathlib.Path({str(begun)!r}).touch()
+                while not pathlib.Path({str(go)!r}).exists():
+                    time.sleep(0.01)
+                print("after the cut")
+                """
+            )
+        assert capsys.readouterr().out == "before the cut\nafter the cut\n"
+
+
+@contextmanager
+def meanwhile(act: Callable[[], object]) -> Iterator[None]:
+    """Do something in another thread while the block runs."""
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(act)
+        yield
+    done.result()
 
 
 def test_what_lies_in_the_volume_outlives_the_machine(service: Emulator) -> None:
@@ -235,29 +259,16 @@ def test_a_machine_that_is_taken_away_in_a_run(service: Emulator) -> None:
         it.run("x = 1")
         (box,) = service.boxes()
         marker = box.home / "begun"
-        worker = _Preempting(service, box, marker)
-        with worker, pytest.raises(MachineLost):
+
+        def preempt() -> None:
+            wait_for(marker.exists)
+            service.preempt(box)
+
+        with meanwhile(preempt), pytest.raises(MachineLost):
             it.run(f"open({str(marker)!r}, 'w').close(); import time; time.sleep(600)")
         it.run("y = x + 1")
         assert it.namespace["y"] == 2
         assert [other.id for other in service.boxes()] != [box.id]
-
-
-class _Preempting:
-    """Takes a machine away once a file is there."""
-
-    def __init__(self, service: Emulator, box: Any, marker: Path) -> None:
-        import threading
-
-        self._thread = threading.Thread(
-            target=lambda: (wait_for(marker.exists), service.preempt(box))
-        )
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *exc: object) -> None:
-        self._thread.join()
 
 
 def error_of(**values: Any) -> MlinfraError:

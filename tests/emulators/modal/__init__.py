@@ -4,8 +4,8 @@ It speaks the control plane and the task command router (gRPC, `modal_proto` of 
 client) and the block store of volumes (HTTP). A sandbox is a folder with its own HOME; its commands
 are real processes, which all end with it. What the real service refuses is refused.
 
-Not spoken: the file tools of a sandbox, sidecars, snapshots, functions. A method without an
-implementation answers UNIMPLEMENTED with its name.
+Not spoken: tunnels, the file tools of a sandbox, sidecars, snapshots, functions. A method without
+an implementation answers UNIMPLEMENTED with its name.
 """
 
 from emulators.modal.server import Emulator, emulator

@@ -53,8 +53,6 @@ class Box:
         self.result = _Result()
         self.execs: dict[str, Process] = {}
         self.main: Process | None = None
-        self.connections = 0
-        """Open connections over tunnels."""
         self.touched = time.monotonic()
         self._start_delay = start_delay
         self._end_asked: asyncio.Future[_Result] = asyncio.get_running_loop().create_future()
@@ -155,7 +153,7 @@ class Box:
         self.started.set()
         while not self._end_asked.done():
             now = time.monotonic()
-            if self.connections or any(not it.ended.is_set() for it in self.execs.values()):
+            if any(not it.ended.is_set() for it in self.execs.values()):
                 self.touched = now
             idle = definition.idle_timeout_secs
             if now - started > definition.timeout_secs:

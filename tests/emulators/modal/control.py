@@ -12,7 +12,6 @@ from modal_proto import api_pb2
 
 from emulators.modal.box import Box
 from emulators.modal.service import streaming
-from emulators.modal.tunnels import tunnels_of
 from emulators.modal.volumes_calls import VolumeCalls
 from emulators.modal.world import TOKEN, World, make_jwt, refused
 
@@ -170,7 +169,6 @@ class Control(VolumeCalls):
                 task_id=box.task_id,
                 metadata=_handle(box),
                 command_router_access=access,
-                tunnels=await tunnels_of(box),
             )
 
         return await self._once(metadata, make)
@@ -217,12 +215,6 @@ class Control(VolumeCalls):
         )
 
     SandboxTerminateV2 = SandboxTerminate
-
-    async def SandboxGetTunnels(self, request: Any, metadata: Any) -> Any:
-        box = self._world.box(request.sandbox_id)
-        return api_pb2.SandboxGetTunnelsResponse(tunnels=await tunnels_of(box))
-
-    SandboxGetTunnelsV2 = SandboxGetTunnels
 
     async def SandboxTagsGet(self, request: Any, metadata: Any) -> api_pb2.SandboxTagsGetResponse:
         return api_pb2.SandboxTagsGetResponse(tags=_tags(self._world.box(request.sandbox_id)))

@@ -49,8 +49,9 @@ def translated() -> Iterator[None]:
 
 def unreachable(error: BaseException) -> LinkError:
     """The service does not answer."""
+    text = str(error).rstrip(".") or type(error).__name__
     return LinkError(
-        f"Modal cannot be reached: {error or type(error).__name__}.",
+        f"Modal cannot be reached: {text}.",
         hint="Check the network and https://status.modal.com, then try again.",
     )
 

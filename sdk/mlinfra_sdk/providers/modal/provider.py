@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -35,6 +37,7 @@ _IDLE_MARGIN = 120
 _PATIENCE = 600
 """Seconds that a sandbox waits for an agent; then whoever launched it has died."""
 _ROLL_BACK = 60.0
+_CHECK_SECONDS = 10.0
 _TAG = "mlinfra"
 _VOLUME = "/root/mlinfra"
 _EXITS = {
@@ -87,7 +90,7 @@ class ModalProvider(ExecProvider):
             return [Problem(f"modal {found} is not one that this was made for.", INSTALL)]
         try:
             with translated():
-                modal.Client.from_env().hello()
+                _within(_CHECK_SECONDS, lambda: modal.Client.from_env().hello())
         except ProviderError as error:
             return [Problem(error.message, error.hint or LOG_IN)]
         except LinkError as error:
@@ -240,6 +243,23 @@ class ModalProvider(ExecProvider):
             app = await self._app()
             async for sandbox in modal.Sandbox.list.aio(app_id=app.app_id, tags={_TAG: key}):
                 await _terminate(sandbox)
+
+
+def _within(seconds: float, act: Callable[[], object]) -> None:
+    """Do something that may hang; raises TimeoutError then, and leaves it to itself."""
+    done: Future[object] = Future()
+
+    def work() -> None:
+        try:
+            done.set_result(act())
+        except Exception as error:
+            done.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    wait([done], seconds)
+    if not done.done():
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    done.result()
 
 
 def _seconds_of(request: Request) -> int:
