@@ -163,7 +163,7 @@ def _link_bytes(moved: tuple[Ran, int]) -> int:
 
 def through_link(it: Kernel) -> list[Figure]:
     """A worker that shares nothing: everything goes through the link and a store of its own."""
-    magic = "%%remote isolate=yes"
+    magic = "%%remote isolate=yes env=none"
     it.run(f"{magic}\nimport numpy as np")
     there, back = [], []
     for round_ in range(ROUNDS):

@@ -56,7 +56,7 @@ class World:
         from mlinfra_sdk.spec import Request
 
         if self._distant is None:
-            self._distant = Client(Request(on="chaos", isolate=True))
+            self._distant = Client(Request(on="chaos", isolate=True, env="none"))
             self._distant.run("import numpy")
         return self._distant
 
@@ -174,7 +174,7 @@ def client_killed(world: World, source: random.Random) -> Outcome:
     script.write_text(
         "import sys, os\nfrom faulty import Client, Recorder, Work\n"
         "from mlinfra_sdk.spec import Request\n"
-        "it = Client(Request(on='chaos', isolate=True, machine='m'))\n"
+        "it = Client(Request(on='chaos', isolate=True, env='none', machine='m'))\n"
         "print('go', flush=True)\n"
         "it.namespace['data'] = os.urandom(20_000_000)\n"
         "work = Work(20_000, pause=0.01)\n"

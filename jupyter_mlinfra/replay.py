@@ -91,6 +91,12 @@ class KernelFrontend:
             self._card.gpu = str(offer.gpu or "")
             self._card.rate = offer.price.micro_per_hour if offer.price.known else None
 
+    def detail(self, text: str) -> None:
+        """Tell it on the card."""
+        if self._card is not None:
+            self._card.detail = text
+            self.show()
+
     def progress(self, done: int, total: int) -> None:
         """Tell it on the card, now and then."""
         if self._card is not None:

@@ -129,6 +129,8 @@ def _words(state: RunState) -> str:
         done, total = state.progress
         share = f" ({100 * done // total} %)" if total else ""
         return f"{words}: {format_size(done)} of {format_size(total)}{share}"
+    if state.detail:
+        return f"{words}: {state.detail}"
     if state.phase == "detached" and state.run:
         return f"{words} as {state.run}"
     return words

@@ -46,6 +46,8 @@ class RunState:
     """None: nobody states a price."""
     bytes_up: int = 0
     bytes_down: int = 0
+    detail: str = ""
+    """What the present phase is at."""
     progress: tuple[int, int] | None = None
     """Bytes done and in all of the present phase, where that is known."""
     sent: list[str] = field(default_factory=list)
@@ -65,6 +67,7 @@ class RunState:
         self.seconds[self.phase] = self.seconds.get(self.phase, 0.0) + now - self.entered
         self.phase = phase
         self.progress = None
+        self.detail = ""
         self.entered = now
 
     def phases(self) -> dict[Phase, float]:
@@ -91,6 +94,7 @@ class RunState:
         return {
             "version": 1,
             "phase": self.phase,
+            "detail": self.detail,
             "target": self.target,
             "machine": self.machine,
             "run": self.run,

@@ -20,6 +20,7 @@ from mlinfra_sdk.frontend import Console
 from mlinfra_sdk.jobs import directory
 from mlinfra_sdk.ledger import Machine
 from mlinfra_sdk.namespace.analysis import cell_names
+from mlinfra_sdk.namespace.imports import imports_of_source
 from mlinfra_sdk.session import Session
 from mlinfra_sdk.spec import Request
 from mlinfra_sdk.terminal import console, print_json, say
@@ -54,6 +55,7 @@ def start_script(request: Request, file: str, source: bytes, arguments: list[str
     code = f"script({', '.join(map(repr, [file, *arguments]))})"
     namespace = {"script": script}
     session = Session(namespace=namespace, request=request, notebook=file)
+    session.need(imports_of_source(source))
     handle = session.start(code, cell_names(code, namespace, code), count=0, label=request.name)
     assert session.machine is not None
     print(f"{file} runs on {session.machine.name} as {handle.name}.")

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from mlinfra_sdk import lifetime, paths, spec
+from mlinfra_sdk.environment.mirror import Packages
 from mlinfra_sdk.errors import (
     KernelDied,
     LedgerError,
@@ -92,6 +93,10 @@ class Connection:
         self._shared_store = False
         self._placed = Placed()
         self._local = self._new_namespace(shared_fs=False)
+        self._shares_files = True
+        """Whether the machine is this one, with the same folder and the same interpreter."""
+        self._packages = Packages(self._store)
+        self._needed: set[str] = set()
         self._comms_passed = False
         self._lock = threading.RLock()
 
@@ -120,6 +125,7 @@ class Connection:
         """Take over settings that can change while the machine runs; the others are its own."""
         changed = (request.idle, request.time) != (self.request.idle, self.request.time)
         self.request = request
+        self._choose_packages()
         client = self._client
         if changed and client is not None and client.closed is None:
             client.send(m.Limit(client.next_id(), request.idle, request.time))
@@ -128,7 +134,10 @@ class Connection:
         """Give the machine a fresh kernel: variables that only lived there are lost."""
         client = self._connect()
         ending = [it for it in self._runs_left() if it.kernel == self._kernel and not it.ended]
-        info = client.ask(m.RestartKernel(client.next_id(), self._kernel), m.KernelInfo)
+        if self._packages.active:
+            self._packages.renew(client, self._needed, Console())
+        request = m.RestartKernel(client.next_id(), self._kernel, self._packages.key)
+        info = client.ask(request, m.KernelInfo)
         for it in ending:
             client.send(m.Collected(client.next_id(), it.run))
             self._close_run(it.ledger, "lost", time.time() - it.started, 0, 0)
@@ -235,21 +244,37 @@ class Connection:
                 client.download(list(sizes), sizes=sizes)
             return outputs
 
-    def _ready(self, frontend: Frontend) -> AgentClient:
-        """A connection to the machine, with a kernel that runs."""
+    def need(self, modules: Iterable[str]) -> None:
+        """Have the packages of these modules on the machine, which runs import unseen."""
+        self._needed |= set(modules)
+
+    def _ready(self, frontend: Frontend, needs: Callable[[], Iterable[str]] = tuple) -> AgentClient:
+        """A connection to the machine, with a kernel that runs. ``needs`` is asked for the modules
+        that a new kernel must be able to import."""
         death, self._death = self._death, None
         if death is not None:
             self._kernel_died(death)
         client = self._connect(frontend)
         if not self._generation:
             frontend.phase("start")
-            cwd = os.getcwd() if self._shared_store else ""
-            info = client.ask(m.OpenKernel(client.next_id(), self._kernel, cwd), m.KernelInfo)
+            if self._packages.active and not self._former:
+                self._packages.renew(client, needs(), frontend)
+                frontend.phase("start")
+            info = client.ask(self._opening(client, self._kernel), m.KernelInfo)
             if self._former and info.generation != self._former:
                 self._local.forget("the remote kernel has ended")
             self._former = 0
             self._kernel, self._generation = info.kernel, info.generation
+            self._packages.take(info.environment)
         return client
+
+    def _choose_packages(self) -> None:
+        self._packages.mode = "none" if self._shares_files else self.request.env
+        self._packages.credentials = self.request.index_credentials
+
+    def _opening(self, client: AgentClient, kernel: str) -> m.OpenKernel:
+        cwd = os.getcwd() if self._shared_store else ""
+        return m.OpenKernel(client.next_id(), kernel, cwd, self._packages.key)
 
     async def _other(self, record: m.Record) -> None:
         if record.msg_type != m.DIED:
@@ -292,16 +317,20 @@ class Connection:
             self._store.collect_garbage(_STORE_LIMIT)
         # The next machine has the same name: it takes over runs that this one may leave behind.
         self._name = self._name or self.request.machine or _new_name(self.request.target)
+        if self.request.isolate or self.request.on != "local":
+            self._packages.warm_up()
         machine = portal().call(
             lifecycle.acquire(self.request, self._name, self.ledger, frontend.note)
         )
+        self._shares_files = machine.provider.capabilities.shared_fs and not self.request.isolate
+        self._choose_packages()
         self._machine = machine  # from now on closing this session stops it
         lifetime.opened(self)
         client = self._open_client(machine)
         client.listen_to_rest(self._other)
         info = client.ask(m.Describe(client.next_id()), m.AgentInfo)
         try:
-            versions.check(machine.name, info)
+            versions.check(machine.name, info, only_sdk=self._packages.active)
             machine = self._machine = checked(machine, self.request.gpu, client, frontend.note)
         except (VersionMismatch, WrongGpu) as error:
             client.close()
@@ -314,13 +343,13 @@ class Connection:
         self._client, self._synced = client, machine.id
         self._shared_store = info.store == self._store.id
         self._former, self._generation = self._generation or self._former, 0
-        shared_fs = machine.provider.capabilities.shared_fs and not self.request.isolate
-        self._files.connected(client, machine, shared=shared_fs)
+        self._files.connected(client, machine, shared=self._shares_files)
         if not again:
             self._local.forget("its machine has ended")
             self._kernel, self._former = "", 0
             self._placed = Placed()
-            self._local = self._new_namespace(shared_fs=shared_fs)
+            self._local = self._new_namespace(shared_fs=self._shares_files)
+            self._packages.moved()
         return client
 
     def _open_client(self, machine: LiveMachine) -> AgentClient:

@@ -141,3 +141,15 @@ class RemoteError(MlinfraError):
 
 class LedgerError(MlinfraError):
     """The ledger cannot be read or written."""
+
+
+class EnvironmentFailed(MlinfraError):
+    """The packages that a cell needs cannot be had on the machine."""
+
+
+class IndexUnreachable(EnvironmentFailed):
+    """The package index could not be asked, or did not give what it has."""
+
+
+class EnvironmentConflict(EnvironmentFailed):
+    """A running kernel would need other versions of packages than it has."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from mlinfra_sdk.machines.client import AgentClient
 from mlinfra_sdk.machines.portal import portal
 from mlinfra_sdk.namespace.analysis import CellNames
 from mlinfra_sdk.namespace.delta import Inputs, Outputs
+from mlinfra_sdk.namespace.imports import modules_of
 from mlinfra_sdk.namespace.sync import Report
 from mlinfra_sdk.running import (
     Outcome,
@@ -84,22 +84,24 @@ class Exchange(Connection):
         new_kernel: bool,
     ) -> RunHandle:
         with self._lock:
-            client = self._ready(frontend or Console())
-            self._place_data(client, frontend or Console())
-            self._files.before_run(self.request, frontend or Console())
-            if new_kernel:
-                self._local.abandon()
+
+            def prepare() -> Inputs:
+                return self._local.prepare(names, code)
+
+            shown_by = frontend or Console()
+            client, supply = self._prepared(prepare, names.imports, shown_by)
+            self._place_data(client, shown_by)
+            self._files.before_run(self.request, shown_by)
             try:
-                inputs = self._supply(
-                    client, lambda: self._local.prepare(names, code), frontend or Console()
-                )
+                if new_kernel:
+                    self._local.abandon()
+                    supply = prepare
+                inputs = self._supply(client, supply, shown_by)
             finally:
                 self._local.abandon()
             run, kernel = secrets.token_hex(4), self._kernel
             if new_kernel:
-                cwd = os.getcwd() if self._shared_store else ""
-                opened = client.ask(m.OpenKernel(client.next_id(), "", cwd), m.KernelInfo)
-                kernel = opened.kernel
+                kernel = client.ask(self._opening(client, ""), m.KernelInfo).kernel
             background = None
             ledger_run = _new_number()
             if frontend is not None:
@@ -127,6 +129,23 @@ class Exchange(Connection):
             if background is not None:
                 self._backgrounds[run] = background
             return RunHandle(self, run, label, background)
+
+    def _prepared(
+        self, prepare: Callable[[], Inputs], imports: frozenset[str], frontend: Frontend
+    ) -> tuple[AgentClient, Callable[[], Inputs]]:
+        """A connection to a kernel that can import what the run needs, and ``prepare``, whose
+        first result may be known by now."""
+        known: list[Inputs] = []
+
+        def needs() -> set[str]:
+            known[:] = [prepare()]
+            return modules_of(self._local.met()).union(imports, self._needed)
+
+        client = self._ready(frontend, needs)
+        self._local.eager_limit = self.request.eager_limit
+        if not known and self._packages.active:
+            self._packages.add(client, needs(), frontend)
+        return client, lambda: known.pop() if known else prepare()
 
     def runs(self) -> list[m.RunInfo]:
         """What runs, waits or has ended on the machine and has not been collected."""
@@ -275,14 +294,15 @@ class Exchange(Connection):
         count: int,
         kind: str,
         cell: str = "",
+        imports: frozenset[str] = frozenset(),
     ) -> Result:
         with self._lock:
             try:
-                return self._exchange(code, prepare, frontend, count, kind, cell)
+                return self._exchange(code, prepare, frontend, count, kind, cell, imports)
             except (_NotBegun, _NotLoaded):
                 pass
             try:
-                return self._exchange(code, prepare, frontend, count, kind, cell)
+                return self._exchange(code, prepare, frontend, count, kind, cell, imports)
             except _NotLoaded as error:
                 raise ChunkCorrupt(error.message, hint="Its disk may be broken.") from None
 
@@ -294,13 +314,13 @@ class Exchange(Connection):
         count: int,
         kind: str,
         cell: str,
+        imports: frozenset[str],
     ) -> Result:
-        client = self._ready(frontend)
+        client, prepare = self._prepared(prepare, imports, frontend)
         self._place_data(client, frontend)
         before = client.bytes_sent, client.bytes_received
         if kind in _WITH_FILES:
             self._files.before_run(self.request, frontend)
-        self._local.eager_limit = self.request.eager_limit
         inputs = self._supply(client, prepare, frontend)
         run = Running(secrets.token_hex(4), portal(), frontend.publish)
         client.listen(run.name, run.sink)

@@ -31,7 +31,11 @@ class Frontend(Protocol):
         ...
 
     def phase(self, phase: str) -> None:
-        """The run has come to another phase: start, data, running."""
+        """The run has come to another phase: start, environment, data, running."""
+        ...
+
+    def detail(self, text: str) -> None:
+        """What the present phase is at, in a few words."""
         ...
 
     def placed(self, machine: LiveMachine) -> None:
@@ -91,6 +95,9 @@ class Console:
         """Not shown."""
 
     def placed(self, machine: LiveMachine) -> None:
+        """Not shown."""
+
+    def detail(self, text: str) -> None:
         """Not shown."""
 
     def progress(self, done: int, total: int) -> None:

@@ -30,6 +30,17 @@ def data_dir() -> Path:
     return path
 
 
+def cache_dir() -> Path:
+    """The directory of what can be made again, shared by all machines of this user on this host:
+    below ``$MLINFRA_HOME`` if that is set, else the platform's own place."""
+    if os.environ.get("MLINFRA_HOME"):
+        path = data_dir() / "cache"
+    else:
+        path = platformdirs.user_cache_path(APP, appauthor=False)
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path
+
+
 @functools.lru_cache(maxsize=1)
 def config_file() -> Path:
     """The user's own settings file; it need not exist."""

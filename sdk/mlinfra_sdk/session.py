@@ -151,6 +151,7 @@ class Session(Exchange):
             count=count,
             kind="cell",
             cell=cell,
+            imports=names.imports,
         )
 
 

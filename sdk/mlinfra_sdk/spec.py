@@ -53,6 +53,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     isolate: bool = False
     sync: bool = True
     sync_limit: int = 500_000_000
+    env: str = "mirror"
+    index_credentials: bool = False
     quiet: bool = False
     eager_limit: int = 64_000_000
     data: tuple[Source, ...] = ()
@@ -122,6 +124,17 @@ def _parse_name(text: str) -> str:
     return text
 
 
+def _parse_env(text: str) -> str:
+    if not text:
+        raise ValueError(text)
+    return text.lower() if text.lower() in ("mirror", "none") else text
+
+
+def _environments() -> Iterable[str]:
+    known = ("requirements.txt", "pyproject.toml", "uv.lock", "environment.yml")
+    return ("mirror", "none", *(name for name in known if os.path.isfile(name)))
+
+
 def _parse_kernel(text: str) -> str:
     if text != "new":
         raise ValueError(text)
@@ -185,6 +198,12 @@ NAME = Kind(
     tuple,
 )
 RUN = Kind(NAME.accepts, _parse_name, str, tuple)
+ENV = Kind(
+    "mirror, none, or the path of a requirements.txt, pyproject.toml, uv.lock or environment.yml",
+    _parse_env,
+    str,
+    _environments,
+)
 KERNEL = Kind("new", _parse_kernel, str, lambda: ("new",))
 FLAG = Kind("yes or no", _parse_flag, lambda value: "yes" if value else "no", lambda: ("yes", "no"))
 PRICE = Kind(
@@ -267,6 +286,19 @@ SETTINGS: Mapping[str, Setting] = {
             SIZE,
             "ask before files of more than this size in all are sent or brought here",
             "sync_limit=2GB",
+        ),
+        Setting(
+            "env",
+            ENV,
+            "packages on the machine: mirror those in use here, take none but its own, or a file's",
+            "env=requirements.txt",
+        ),
+        Setting(
+            "index_credentials",
+            FLAG,
+            "let the passwords of package indexes that are set here travel to the machine",
+            "index_credentials",
+            (NOTEBOOK, CONFIG),
         ),
         Setting("quiet", FLAG, "show no run card", "quiet"),
         Setting(

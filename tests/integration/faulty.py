@@ -31,6 +31,7 @@ class Recorder:
         self.records: list[Record] = []
         self.phases: list[str] = []
         self.notes: list[str] = []
+        self.details: list[str] = []
         self.progressed: list[tuple[int, int]] = []
         self.run = ""
 
@@ -48,6 +49,9 @@ class Recorder:
 
     def placed(self, machine: LiveMachine) -> None:
         self.placement = machine.offer
+
+    def detail(self, text: str) -> None:
+        self.details.append(text)
 
     def progress(self, done: int, total: int) -> None:
         self.progressed.append((done, total))
@@ -176,7 +180,7 @@ class Client:
 @contextmanager
 def client(**settings: Any) -> Iterator[Client]:
     """A client; its machine is stopped in the end."""
-    it = Client(Request(**settings))
+    it = Client(Request(**({"env": "none"} | settings)))
     try:
         yield it
     finally:

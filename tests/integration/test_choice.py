@@ -92,6 +92,7 @@ def test_live_rates_are_asked_of_those_who_tell_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLINFRA_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MLINFRA_ENV", "none")
     with clouds(tmp_path, cheap={"gpus": {"A10": 1, "T4": 0.2}}, odd={"error": "down"}):
         assert anyio.run(market.refresh_rates) == ({"cheap": 2}, ["odd: down"])
         counts, notes = anyio.run(market.refresh_rates, ["cheap", "dear", "local"])

@@ -82,7 +82,7 @@ def test_scripts_end_as_by_python(here: Place, code: str) -> None:
 
 def test_a_script_runs_in_its_own_store_and_folder(here: Place) -> None:
     path = here.write("script.py", "import os\nprint(os.listdir(), 1 / 0)")
-    remote = here.mlinfra("run", str(path), "isolate")
+    remote = here.mlinfra("run", str(path), "isolate", "env=none")
     assert remote.returncode == 1
     assert f'File "{path}", line 2, in <module>\n    print(os.listdir(), 1 / 0)' in remote.stderr
 

@@ -99,7 +99,7 @@ def alone(path: Net) -> Iterator[Callable[..., Client]]:
 def _request(**settings: object) -> object:
     from mlinfra_sdk.spec import Request
 
-    return Request(**({"on": "chaos", "sync": False} | settings))
+    return Request(**({"on": "chaos", "env": "none", "sync": False} | settings))
 
 
 def journals(home: Path) -> list[Path]:
@@ -261,7 +261,7 @@ if where == "launched":
     subprocess.Popen = lambda *args, **kwargs: (start(*args, **kwargs), die())
 if where == "ready":
     Ledger.machine_started = die
-it = Client(Request(on="chaos", isolate=True, machine="m"))
+it = Client(Request(on="chaos", isolate=True, env="none", machine="m"))
 if where in ("data", "running", "result", "collecting"):
     it.run("1")
 if where == "result":

@@ -51,7 +51,7 @@ def here(service: Emulator, tmp_path: Path) -> Iterator[Place]:
 
 
 def request(**values: Any) -> Request:
-    return Request(**{"on": "modal", "idle": 300.0, **values})
+    return Request(**{"on": "modal", "idle": 300.0, "env": "none", **values})
 
 
 def session(**values: Any) -> Session:
@@ -199,7 +199,7 @@ def test_an_interrupt_ends_the_wait_for_capacity(service: Emulator, here: Place)
         """
         import mlinfra_sdk
         try:
-            with mlinfra_sdk.Session(on="modal", gpu="B200") as session:
+            with mlinfra_sdk.Session(on="modal", gpu="B200", env="none") as session:
                 session.run("1")
         except KeyboardInterrupt:
             print("interrupted")
@@ -228,7 +228,7 @@ def test_a_killed_client_leaves_no_sandbox_and_another_process_finds_one(
     code = """
         import msgspec, os, sys
         import mlinfra_sdk
-        session = mlinfra_sdk.Session(on="modal", machine="shared")
+        session = mlinfra_sdk.Session(on="modal", machine="shared", env="none")
         session.run("import os; box = os.environ['MODAL_SANDBOX_ID']")
         session.configure(msgspec.structs.replace(session.request, idle=float(sys.argv[1])))
         session.run("pass")

@@ -192,7 +192,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-@pytest.mark.parametrize("isolate", ["", "isolate"])
+@pytest.mark.parametrize("isolate", ["", "isolate env=none"])
 def test_a_full_disk(open_notebook: Open, small_disk: Path, isolate: str) -> None:
     notebook = open_notebook(home=small_disk)
     line = f"%%remote {isolate}\n"

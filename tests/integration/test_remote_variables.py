@@ -194,7 +194,7 @@ def test_isolated_machines_get_their_data_over_the_link(open_notebook: Open) -> 
     notebook = open_notebook()
     notebook.run("import numpy; data = numpy.random.default_rng(0).bytes(20_000_000); log = []")
     cell = notebook.run(
-        "%%remote isolate\n"
+        "%%remote isolate env=none\n"
         "import numpy, os\n"
         "back = numpy.frombuffer(data[::-1], dtype='u1')\n"
         "log.append(os.listdir())"
@@ -203,7 +203,7 @@ def test_isolated_machines_get_their_data_over_the_link(open_notebook: Open) -> 
     assert notebook.evaluate("log") == "[[]]"
     facts = cell.cards[-1]["content"]["data"]["application/vnd.mlinfra.run+json"]
     assert facts["bytes_up"] >= 20_000_000 and facts["bytes_down"] >= 20_000_000
-    again = notebook.run("%%remote isolate\nlen(data) + len(back)")
+    again = notebook.run("%%remote isolate env=none\nlen(data) + len(back)")
     facts = again.cards[-1]["content"]["data"]["application/vnd.mlinfra.run+json"]
     assert again.result == "40000000"
     assert facts["bytes_up"] < 100_000 and facts["bytes_down"] < 100_000

@@ -47,7 +47,8 @@ def jobs(cluster: Cluster, form: str = "%i") -> list[str]:
 
 
 def session(**settings: object) -> Session:
-    return Session(namespace={}, request=Request(**{"on": "slurm", "sync": False} | settings))
+    settings = {"on": "slurm", "env": "none", "sync": False} | settings
+    return Session(namespace={}, request=Request(**settings))
 
 
 def test_a_job_runs_cells_and_ends_with_its_session(cluster: Cluster) -> None:
@@ -191,7 +192,7 @@ def test_the_client_is_killed_and_another_process_goes_on(cluster: Cluster, tmp_
 import os, signal
 from mlinfra_sdk.session import Session
 from mlinfra_sdk.spec import Request
-it = Session(namespace={}, request=Request(on="slurm", machine="shared", sync=False))
+it = Session(namespace={}, request=Request(on="slurm", machine="shared", sync=False, env="none"))
 it.run("there = 6 * 7")
 os.kill(os.getpid(), signal.SIGKILL)
 """

@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Container, Iterable
 from typing import Any, NamedTuple
 
+from mlinfra_sdk.namespace.imports import imports_of
 from mlinfra_sdk.namespace.magic_text import expanded, identifiers, magic_names, transformed
 from mlinfra_sdk.namespace.scopes import Frame, arguments, collect_bindings, type_params
 
@@ -28,12 +29,14 @@ class CellNames(NamedTuple):
     ``reads``: available names that it may read (or delete) before it surely binds them.
     ``binds``, ``deletes``: names that it may bind or delete (a hint: the worker finds out itself).
     ``everything``: it may look at any name (``globals()``, ``%who``, ``exec`` of unknown code).
+    ``imports``: modules that it may import.
     """
 
     reads: frozenset[str]
     binds: frozenset[str]
     deletes: frozenset[str]
     everything: bool
+    imports: frozenset[str] = frozenset()
 
 
 def cell_names(transformed_code: str, available: Container[str], raw: str = "") -> CellNames:
@@ -61,6 +64,7 @@ def _analyse(code: str, raw: str) -> CellNames:
     walker = _Walker()
     try:
         tree = _parse(code)
+        walker.imports |= imports_of(tree)
         walker.visit_all(tree.body)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         walker.reads.update(identifiers(raw or code))
@@ -75,6 +79,7 @@ def _analyse(code: str, raw: str) -> CellNames:
         frozenset(walker.binds),
         frozenset(walker.deletes),
         walker.everything,
+        frozenset(walker.imports),
     )
 
 
@@ -102,6 +107,7 @@ class _Walker:
         self.binds: set[str] = set()
         self.deletes: set[str] = set()
         self.everything = False
+        self.imports: set[str] = set()
         self.unknown_query = False
         self.module = Frame("module")
         self.frames = [self.module]
@@ -321,11 +327,12 @@ class _Walker:
             # Comprehensions and functions in it see the notebook's names, not the local ones.
             self.reads.update(set(identifiers(text)) - self.module.bound)
         try:
-            body = _parse(text.strip()).body
+            tree = _parse(text.strip())
         except (SyntaxError, ValueError):
             self.mention(identifiers(text))
         else:
-            self.visit_all(body)
+            self.imports |= imports_of(tree)
+            self.visit_all(tree.body)
 
     # Statements
 

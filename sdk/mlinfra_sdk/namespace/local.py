@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -438,6 +438,13 @@ class LocalNamespace:
             ids = {index: id(obj) for index, obj in objects.items()}
             self._record([Arrived(group.id, dict.fromkeys(known, value), ids, set())], {})
         return value
+
+    def met(self) -> Iterator[object]:
+        """Every object that :meth:`prepare` has met for the cell that is about to run."""
+        if self._exchange is not None:
+            for root in self._exchange.roots.values():
+                for _, obj in root.dump.memo.values():
+                    yield obj
 
     def known(self) -> list[str]:
         """Variables that the worker is known to hold."""

@@ -71,6 +71,7 @@ class LocalProvider:
             limits=Limits(idle=request.idle, time=request.time),
             shared_fs=not request.isolate,
             cwd=cwd,
+            prestart=not request.isolate or request.env == "none",
         )
         try:
             host.prepare(folder, config, _folder(previous) if previous is not None else None)

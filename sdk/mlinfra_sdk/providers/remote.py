@@ -204,7 +204,10 @@ class ExecProvider(abc.ABC):
         launch = Launch(
             key=key,
             config=Config(
-                secret=os.urandom(32), store="", limits=Limits(idle=request.idle, time=request.time)
+                secret=os.urandom(32),
+                store="",
+                limits=Limits(idle=request.idle, time=request.time),
+                prestart=request.env == "none",
             ),
             gpu=request.gpu,
             where=self.name,

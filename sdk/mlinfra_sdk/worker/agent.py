@@ -22,8 +22,9 @@ import anyio
 import anyio.abc
 import msgspec
 
+from mlinfra_sdk import paths
 from mlinfra_sdk._version import __version__
-from mlinfra_sdk.errors import LinkClosed, MlinfraError, RequestError
+from mlinfra_sdk.errors import EnvironmentFailed, LinkClosed, MlinfraError, RequestError
 from mlinfra_sdk.link.frames import Channel
 from mlinfra_sdk.link.server import LinkServer, serve
 from mlinfra_sdk.link.session import LinkSession
@@ -36,6 +37,7 @@ from mlinfra_sdk.sources import VARIABLE
 from mlinfra_sdk.worker import gpus, upkeep
 from mlinfra_sdk.worker import messages as m
 from mlinfra_sdk.worker.datasets import Datasets
+from mlinfra_sdk.worker.environments import Environments
 from mlinfra_sdk.worker.files import Files
 from mlinfra_sdk.worker.folder import (
     ENDED,
@@ -46,8 +48,9 @@ from mlinfra_sdk.worker.folder import (
     remove_sockets,
 )
 from mlinfra_sdk.worker.kernel_host import KernelHost
+from mlinfra_sdk.worker.recipe import Prepared
 from mlinfra_sdk.worker.runs import Run, Runs
-from mlinfra_sdk.worker.versions import versions
+from mlinfra_sdk.worker.versions import platform_here, versions
 from mlinfra_sdk.worker.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -75,6 +78,10 @@ class Agent:
         self._listeners: dict[str, LinkSession] = {}
         """The session that follows each kernel."""
         self.runs = Runs(folder / "runs", config.journal_limit)
+        self._environments = Environments(
+            paths.cache_dir() / "environments", folder / "environments", self.store
+        )
+        self._preparing: dict[str, anyio.CancelScope] = {}
         self._followers: dict[LinkSession, anyio.abc.TaskGroup] = {}
         """Where the tasks of a client run that send it what it follows."""
         self._datasets = Datasets(folder, self.store, config, tasks)
@@ -83,8 +90,9 @@ class Agent:
 
     @property
     def busy(self) -> bool:
-        """Whether any kernel starts, runs a cell or handles a widget's event."""
-        return any(
+        """Whether any kernel starts, runs a cell or handles a widget's event, or an environment
+        is being made."""
+        return bool(self._preparing) or any(
             kernel.starting or kernel.running or kernel.handling
             for kernel in self._kernels.values()
         )
@@ -199,19 +207,29 @@ class Agent:
             case m.Interrupt():
                 self._kernel(request.kernel).interrupt()
             case m.OpenKernel():
-                kernel = self._kernel(request.kernel or self._unused_kernel())
+                kernel = self._kernel(request.kernel or self._unused_kernel(request.environment))
                 kernel.cwd = request.cwd or kernel.cwd
                 self._listeners[kernel.name] = session
+                if not kernel.alive:
+                    self._give_environment(kernel, request.environment)
                 await kernel.ensure()
                 return self._info(kernel)
             case m.RestartKernel():
                 kernel = self._kernel(request.kernel)
+                self._give_environment(kernel, request.environment)
                 await kernel.restart()
                 return self._info(kernel)
             case m.CloseKernel():
                 kernel = self._kernel(request.kernel)
                 await kernel.close()
                 del self._kernels[request.kernel]
+            case m.AskPlatform():
+                return await anyio.to_thread.run_sync(platform_here)
+            case m.Prepare():
+                return await self._prepare(session, request)
+            case m.GiveUp():
+                if request.name in self._preparing:
+                    self._preparing[request.name].cancel()
             case m.Evaluate():
                 return await self._kernel(request.kernel).evaluate(request.what, request.arguments)
             case m.Missing():
@@ -256,9 +274,36 @@ class Agent:
                 return await anyio.to_thread.run_sync(gpus.present)
         return None
 
-    def _unused_kernel(self) -> str:
+    async def _prepare(self, session: LinkSession, request: m.Prepare) -> Prepared:
+        def tell(text: str) -> None:
+            record = m.Record("", request.name, 0, m.PREPARING, msgspec.json.encode({"text": text}))
+            with suppress(LinkClosed):  # of what is only news, some may get lost
+                session.send_nowait(Channel.JOURNAL, m.encode(record))
+
+        with anyio.CancelScope() as scope:
+            self._preparing[request.name] = scope
+            try:
+                return await self._environments.prepare(
+                    request.recipe,
+                    tell=tell,
+                    indexes=request.indexes,
+                    key=request.key,
+                    onto=request.onto,
+                )
+            finally:
+                del self._preparing[request.name]
+        raise EnvironmentFailed("The environment was given up.")
+
+    def _give_environment(self, kernel: KernelHost, environment: str) -> None:
+        if environment:
+            kernel.interpreter = self._environments.python(environment)
+            kernel.environment = environment
+
+    def _unused_kernel(self, environment: str) -> str:
         """The one that was started ahead, or a new one."""
-        name, self._prestarted = self._prestarted, ""
+        name = ""
+        if not environment:
+            name, self._prestarted = self._prestarted, ""
         while not name or (name in self._kernels and name in self._listeners):
             name = f"k{secrets.token_hex(3)}"
         return name
@@ -318,7 +363,8 @@ class Agent:
             self.runs.collect(run)
 
     def _info(self, kernel: KernelHost) -> m.KernelInfo:
-        return m.KernelInfo(kernel.name, kernel.generation, kernel.pid, platform.python_version())
+        python = platform.python_version()
+        return m.KernelInfo(kernel.name, kernel.generation, kernel.pid, python, kernel.environment)
 
     async def _fetch(self, session: LinkSession, request: m.Fetch) -> m.Fetched | None:
         key = session, request.id
@@ -371,7 +417,8 @@ async def run(folder: Path, config: Config, announce: Callable[[], None]) -> str
     """
     async with anyio.create_task_group() as tasks:
         agent = Agent(folder, config, tasks)
-        agent.prestart("main")
+        if config.prestart:
+            agent.prestart("main")
         info = {"version": __version__, "store": agent.store.id}
 
         async def listen(server: LinkServer) -> None:

@@ -31,6 +31,8 @@ class Config(msgspec.Struct):
     shared_fs: bool = False
     cwd: str = ""
     journal_limit: int = LIMIT
+    prestart: bool = True
+    """Whether the first kernel will have the agent's own packages, and can be started at once."""
 
 
 def load_config(folder: Path) -> Config:

@@ -69,6 +69,9 @@ class KernelHost:
     ) -> None:
         self.name = name
         self.cwd = ""
+        self.environment = ""
+        """The key of the environment whose interpreter it has."""
+        self.interpreter = Path(sys.executable)
         self.generation = 0
         self.running: set[str] = set()
         """The run that has been handed to the kernel and has not ended, and those that wait."""
@@ -122,7 +125,7 @@ class KernelHost:
 
     async def _start(self) -> None:
         self.generation += 1
-        process = _Process(self._sockets, self._env, self.cwd)
+        process = _Process(self._sockets, self._env, self.cwd, self.interpreter)
         self._process = process
         self._tasks.start_soon(self._pump, process)
         await process.wait_ready()
@@ -320,7 +323,7 @@ class _Waiter:
 class _Process:
     """One kernel process and its sockets."""
 
-    def __init__(self, sockets: Path, env: Mapping[str, str], cwd: str) -> None:
+    def __init__(self, sockets: Path, env: Mapping[str, str], cwd: str, interpreter: Path) -> None:
         self._place = f"{sockets}/{next(_numbers)}"
         self.welcomed = anyio.Event()
         self.asking = anyio.Semaphore(0)
@@ -336,9 +339,9 @@ class _Process:
         with suppress(OSError):
             Path(cwd or ".").stat()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "mlinfra_sdk.worker.kernel", "-f", str(file)],
+            [interpreter, "-m", "mlinfra_sdk.worker.kernel", "-f", str(file)],
             env={
-                **os.environ,
+                **_environ(interpreter),
                 **env,
                 JOBS_VARIABLE: self._address("jobs"),
                 "JPY_PARENT_PID": str(os.getpid()),
@@ -514,6 +517,17 @@ class _Process:
                 content = json.loads(parts[parts.index(b"<IDS|MSG>") + 5])
                 self._subshell = content.get("subshell_id", "")
             return self._subshell or None
+
+
+def _environ(interpreter: Path) -> dict[str, str]:
+    """The agent's variables; with another interpreter those that its environment needs."""
+    env = dict(os.environ)
+    if str(interpreter) != sys.executable:
+        for name in ("PYTHONPATH", "PYTHONHOME"):  # packages of the agent's
+            env.pop(name, None)
+        env["VIRTUAL_ENV"] = str(interpreter.parents[1])
+        env["PATH"] = os.pathsep.join((str(interpreter.parent), env.get("PATH", os.defpath)))
+    return env
 
 
 def _explain(returncode: int) -> str:

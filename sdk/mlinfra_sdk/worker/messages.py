@@ -13,6 +13,7 @@ import msgspec
 
 from mlinfra_sdk.datasets.cache import Entry
 from mlinfra_sdk.datasets.local import File
+from mlinfra_sdk.worker.recipe import Recipe
 
 
 class Request(msgspec.Struct, tag=True, omit_defaults=True):
@@ -23,16 +24,42 @@ class Request(msgspec.Struct, tag=True, omit_defaults=True):
 
 class OpenKernel(Request):
     """Make sure that the kernel of this name runs, or without a name one that nobody uses;
-    answered with a :class:`KernelInfo`."""
+    answered with a :class:`KernelInfo`. ``environment`` is the key of a prepared one, for a process
+    that is yet to be started; without it the kernel has the agent's own packages."""
 
     kernel: str
     cwd: str = ""
+    environment: str = ""
 
 
 class RestartKernel(Request):
     """Replace the kernel's process by a fresh one; answered with a :class:`KernelInfo`."""
 
     kernel: str
+    environment: str = ""
+
+
+class AskPlatform(Request):
+    """Answered with a :class:`mlinfra_sdk.worker.recipe.Platform`."""
+
+
+class Prepare(Request):
+    """Make an environment of this ``key`` (default: the recipe's) unless it is there, or with
+    ``onto`` add to the one that has that key; answered with
+    :class:`mlinfra_sdk.worker.recipe.Prepared`. What it is at is told as :data:`PREPARING` records
+    of ``name``. ``indexes`` are asked beside the machine's own; they may hold credentials."""
+
+    name: str
+    recipe: Recipe
+    key: str = ""
+    onto: str = ""
+    indexes: list[str] = []
+
+
+class GiveUp(Request):
+    """The environment that is being prepared under this name is not wanted any more."""
+
+    name: str
 
 
 class CloseKernel(Request):
@@ -254,6 +281,9 @@ AnyRequest = (
     OpenKernel
     | RestartKernel
     | CloseKernel
+    | AskPlatform
+    | Prepare
+    | GiveUp
     | Execute
     | Evaluate
     | Attach
@@ -317,6 +347,8 @@ class KernelInfo(msgspec.Struct, omit_defaults=True):
     generation: int
     pid: int
     python: str
+    environment: str = ""
+    """The key of the one that its process has."""
 
 
 class RunInfo(msgspec.Struct, omit_defaults=True):
@@ -384,6 +416,9 @@ ASKING = "mlinfra_asking"
 
 HANDLED = "mlinfra_handled"
 """The end of a comm message: the kernel has handled it."""
+
+PREPARING = "mlinfra_preparing"
+"""What is being done for an environment: content is ``{"text": text}``."""
 
 BEGUN = "mlinfra_begun"
 """A run that waited for others has been handed to the kernel; only the agent sees this."""

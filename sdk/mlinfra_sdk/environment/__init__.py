@@ -1,0 +1,1 @@
+"""Which packages a cell needs, and how a machine gets them."""

@@ -1,0 +1,279 @@
+"""Kernels on machines with environments of their own, made by uv from a real index."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faulty import Client, Recorder, agents, processes
+from live import until
+
+from mlinfra_sdk.errors import EnvironmentConflict, EnvironmentFailed, MlinfraError
+from mlinfra_sdk.spec import Request
+
+Make = Callable[..., Client]
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[Path]:
+    """A state directory, and with it a cache of environments, of this module's own."""
+    folder = Path(tempfile.mkdtemp(prefix="mlinfra-environments-"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLINFRA_HOME", str(folder))
+        yield folder
+    for process in processes(folder):
+        process.kill()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def make(home: Path) -> Iterator[Make]:
+    """Makes clients of machines that have environments of their own."""
+    made: list[Client] = []
+
+    def new(**settings: Any) -> Client:
+        made.append(Client(Request(**({"on": "local", "isolate": True} | settings))))
+        return made[-1]
+
+    yield new
+    for it in made:
+        it.session.stop()
+    assert not unfinished(home)
+
+
+def unfinished(home: Path) -> list[Path]:
+    return list(home.glob("cache/environments/.unfinished-*"))
+
+
+def value(it: Client, code: str, recorder: Recorder | None = None) -> Any:
+    it.run(f"_given = {code}", recorder).get()
+    return it.namespace["_given"]
+
+
+WHERE = "(__import__('sys').prefix, sorted.__module__)[0]"
+LISTED = "sorted(d.name.lower() for d in __import__('importlib.metadata').metadata.distributions())"
+
+
+def test_a_mirror_is_made_cached_and_added_to(home: Path, make: Make) -> None:
+    """What a cell imports is there at the version here, and little else; a second machine finds it
+    made; what a later cell imports is added and variables stay."""
+    first = Recorder()
+    it = make()
+    it.run("import sortedcontainers\nv = sortedcontainers.__version__", first).get()
+    assert it.namespace["v"] == version("sortedcontainers")
+    assert "environment" in first.phases and first.details[0].startswith("Python 3")
+    names = value(it, LISTED)
+    assert "ipykernel" in names and "pytest" not in names and "uv" not in names
+    generation = it.session._generation
+    later = Recorder()
+    it.run("import json5\nassert v\nw = json5.loads('[1]')", later).get()
+    assert it.namespace["w"] == [1]
+    assert "environment" in later.phases and it.session._generation == generation
+    again = Recorder()
+    it.run("import json5", again).get()
+    assert "environment" not in again.phases
+    cached = list((home / "cache" / "environments").iterdir())
+    assert not list(cached[0].rglob("json5"))  # the layer has it
+
+    other, second = make(), Recorder()
+    other.run("import sortedcontainers", second).get()
+    assert second.details == [] and "environment" in second.phases
+    assert list((home / "cache" / "environments").iterdir()) == cached
+
+
+def test_packages_of_objects_are_there(make: Make) -> None:
+    from sortedcontainers import SortedDict
+
+    it = make()
+    it.namespace["table"] = SortedDict(b=2, a=1)
+    it.run("keys = list(table)").get()
+    assert it.namespace["keys"] == ["a", "b"]
+
+
+def project(folder: Path, name: str, text: str, version: str = "1.0") -> Path:
+    """A project that builds without anything from an index."""
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    (folder / name / "__init__.py").write_text(text)
+    (folder / "pyproject.toml").write_text(
+        f'[project]\nname = "{name}"\nversion = "{version}"\n'
+        '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    )
+    (folder / "backend.py").write_text(
+        "import zipfile, pathlib\n"
+        "def build_wheel(folder, config_settings=None, metadata_directory=None):\n"
+        f"    file = '{name}-{version}-py3-none-any.whl'\n"
+        "    with zipfile.ZipFile(pathlib.Path(folder) / file, 'w') as it:\n"
+        f"        it.write('{name}/__init__.py')\n"
+        f"        info = '{name}-{version}.dist-info/'\n"
+        f"        it.writestr(info + 'METADATA', 'Metadata-Version: 2.1\\nName: {name}\\n"
+        f"Version: {version}\\n')\n"
+        "        it.writestr(info + 'WHEEL', 'Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\n"
+        "Tag: py3-none-any\\n')\n"
+        "        it.writestr(info + 'RECORD', '')\n"
+        "    return file\n"
+    )
+    return folder
+
+
+def install_here(site: Path, name: str, version: str, project: Path | None = None) -> None:
+    """As an installer would, in a folder on this process's path."""
+    for old in site.glob(f"{name}-*.dist-info"):
+        shutil.rmtree(old)
+    info = site / f"{name}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    if project is None:
+        (site / f"{name}.py").write_text("")
+        (info / "RECORD").write_text(f"{name}.py,,\n")
+        return
+    (site / f"{name}.pth").write_text(f"{project}\n")
+    (info / "RECORD").write_text(f"{name}.pth,,\n")
+    (info / "direct_url.json").write_text(
+        f'{{"url": "{project.as_uri()}", "dir_info": {{"editable": true}}}}'
+    )
+
+
+def test_editable_projects_travel_as_wheels(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site-packages"
+    place = project(tmp_path / "project", "edited_one", "word = 'first'\n")
+    install_here(site, "edited_one", "1.0", place)
+    monkeypatch.syspath_prepend(str(place))
+    monkeypatch.syspath_prepend(str(site))
+    assert value(make(), "__import__('edited_one').word") == "first"
+    project(place, "edited_one", "word = 'the second'\n")
+    assert value(make(), "__import__('edited_one').word") == "the second"
+
+
+def test_what_cannot_be_had_is_explained(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site-packages"
+    install_here(site, "sortedcontainers", "77.0")
+    monkeypatch.syspath_prepend(str(site))
+    it = make()
+    with pytest.raises(EnvironmentFailed) as caught:
+        it.run("import sortedcontainers")
+    text = str(caught.value)
+    assert "sortedcontainers==77.0" in text
+    assert "sortedcontainers 77.0 is installed here; sortedcontainers is imported." in text
+    assert "env=FILE" in text
+    assert value(it, "1 + 1") == 2  # a cell without it
+
+
+def test_a_running_kernel_keeps_its_versions(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site-packages"
+    place = project(tmp_path / "one", "kept_one", "")
+    install_here(site, "kept_one", "1.0", place)
+    monkeypatch.syspath_prepend(str(place))
+    monkeypatch.syspath_prepend(str(site))
+    it = make()
+    it.run("import six").get()
+    install_here(site, "six", "1.16.0")
+    (site / "json5_user.py").write_text("")
+    install_here(site, "json5_user", "1.0")
+    (site / "json5_user-1.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: json5_user\nVersion: 1.0\nRequires-Dist: six\n"
+    )
+    with pytest.raises(EnvironmentConflict, match=r"six 1\.\S+ would become 1\.16\.0"):
+        it.run("import json5_user")
+    it.session.restart()
+    it.run("import six\nassert six.__version__ == '1.16.0'").get()
+
+
+def test_requirements_files_decide(make: Make, tmp_path: Path) -> None:
+    path = tmp_path / "requirements.txt"
+    path.write_text("six==1.16.0\n")
+    it = make(env=str(path))
+    it.run("import six").get()
+    assert value(it, "__import__('six').__version__") == "1.16.0"
+    assert "sortedcontainers" not in value(it, LISTED)
+    path.write_text("six==1.16.0\nsix==1.17.0\n")
+    noted = Recorder()
+    it.run("1", noted).get()
+    assert any("has changed: `%remote restart`" in note for note in noted.notes)
+    with pytest.raises(EnvironmentFailed, match=r"six==1\.1\d\.0"):
+        it.session.restart()
+
+
+def test_wheels_are_sent_to_a_machine_without_an_index(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = make()
+    with monkeypatch.context() as there:
+        there.setenv("UV_DEFAULT_INDEX", "http://127.0.0.1:9/simple")
+        there.setenv("UV_HTTP_RETRIES", "0")
+        it.session.runs()  # the machine starts
+    recorder = Recorder()
+    it.run("import sortedcontainers\nv = sortedcontainers.__version__", recorder).get()
+    assert it.namespace["v"] == version("sortedcontainers")
+
+
+@pytest.fixture
+def silent_index() -> Iterator[tuple[str, threading.Event, list[Callable[[], None]]]]:
+    """An index that never answers; it says when it was asked, and does something then."""
+    asked, act = threading.Event(), []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            kept = []
+            while True:
+                try:
+                    kept.append(server.accept())
+                except OSError:
+                    return
+                asked.set()
+                for it in act:
+                    it()
+                act.clear()
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/simple", asked, act
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def test_an_agent_killed_while_it_builds_leaves_nothing_that_stays(
+    home: Path, make: Make, silent_index: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, _, act = silent_index
+    it = make()
+    with monkeypatch.context() as there:
+        there.setenv("UV_DEFAULT_INDEX", url)
+        it.session.runs()
+    (agent,) = [p for p in agents(home) if "mlinfra_sdk.worker" in p.cmdline()]
+    children = []
+    act.append(lambda: children.extend(agent.children()))
+    act.append(agent.kill)
+    with pytest.raises(MlinfraError):
+        it.run("import webcolors")
+    for child in children:
+        child.kill()
+    assert unfinished(home)
+    it.run("import webcolors").get()  # another machine
+    assert not unfinished(home)
+
+
+def test_an_interrupt_ends_the_build(
+    home: Path, make: Make, silent_index: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, _, act = silent_index
+    it = make()
+    with monkeypatch.context() as there:
+        there.setenv("UV_DEFAULT_INDEX", url)
+        it.session.runs()
+    act.append(lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        it.run("import isoduration")
+    until(lambda: not unfinished(home), "the build to end")

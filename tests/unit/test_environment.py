@@ -1,0 +1,374 @@
+"""What a machine is told to install: from imports and files to exact requirements."""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from mlinfra_sdk.environment import builds, files
+from mlinfra_sdk.environment.indexes import configured_indexes
+from mlinfra_sdk.environment.installed import Sources, closure, optional
+from mlinfra_sdk.environment.mirror import Draft
+from mlinfra_sdk.errors import EnvironmentFailed, RequestError
+from mlinfra_sdk.namespace.analysis import cell_names
+from mlinfra_sdk.namespace.imports import imports_of, modules_of
+from mlinfra_sdk.objects.store import ChunkStore
+from mlinfra_sdk.worker.recipe import Platform, Recipe
+from mlinfra_sdk.worker.uv import redacted
+from mlinfra_sdk.worker.versions import platform_here
+
+Install = Callable[..., Path]
+
+HERE = platform_here()
+LINUX = HERE.markers | {"sys_platform": "linux", "platform_machine": "x86_64"}
+MAC = HERE.markers | {"sys_platform": "darwin", "platform_machine": "arm64"}
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that distributions can be installed in."""
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    return folder
+
+
+@pytest.fixture
+def install(site: Path) -> Install:
+    """Makes distributions that look as if they were installed here."""
+
+    def make(
+        name: str,
+        version: str = "1.0",
+        *,
+        requires: tuple[str, ...] = (),
+        extras: tuple[str, ...] = (),
+        modules: tuple[str, ...] = (),
+        url: dict[str, object] | None = None,
+        pth: str = "",
+    ) -> Path:
+        info = site / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir()
+        lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
+        lines += [f"Provides-Extra: {it}" for it in extras]
+        lines += [f"Requires-Dist: {it}" for it in requires]
+        (info / "METADATA").write_text("\n".join(lines) + "\n")
+        for module in modules:
+            path = site / f"{module}.py"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("")
+        record = [f"{module}.py,," for module in modules]
+        if pth:
+            (site / f"{name}.pth").write_text(pth + "\n")
+            record.append(f"{name}.pth,,")
+        (info / "RECORD").write_text("\n".join(record))
+        if url is not None:
+            (info / "direct_url.json").write_text(json.dumps(url))
+        return info
+
+    return make
+
+
+# Imports
+
+
+def test_imports_are_found_wherever_they_stand() -> None:
+    code = """
+        import a, b.c as d
+        from e.f import g
+        def function():
+            from h import i
+        try:
+            import j
+        except ImportError:
+            j = None
+        __import__("k"); importlib.import_module("l.m"); import_module(unknown)
+        from . import n
+    """
+    found = imports_of(ast.parse(textwrap.dedent(code)))
+    assert found == {"a", "b.c", "e.f", "e.f.g", "h", "h.i", "j", "k", "l.m"}
+
+
+def test_cells_tell_what_they_import() -> None:
+    magics = "get_ipython().run_cell_magic('time', '', 'import a\\n')\nimport b"
+    assert cell_names(magics, {}).imports == {"a", "b"}
+    assert cell_names("not python (", {}).imports == set()
+
+
+def test_objects_tell_what_they_need() -> None:
+    code = compile("import json.decoder\ndef f():\n    import decimal\n", "cell", "exec")
+    assert {"json.decoder", "decimal"} <= modules_of([code])
+    assert modules_of([Path]) >= {"pathlib"}
+    assert "given" in modules_of([ModuleType("given")])
+
+
+# Distributions
+
+
+def test_modules_belong_to_distributions(install: Install) -> None:
+    install("Pack-Age", modules=("other_name/__init__",))
+    install("space-one", modules=("space/one/__init__",))
+    install("space-two", modules=("space/two",))
+    found = Sources().distributions_for(
+        ["other_name.sub", "space.two", "os.path", "no_such_module", "__main__"]
+    )
+    assert found == {"pack-age": "other_name.sub", "space-two": "space.two"}
+    assert Sources().distributions_for(["space"]).keys() == {"space-one", "space-two"}
+
+
+def test_modules_of_the_workspace_are_looked_through(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("needed", modules=("needed",))
+    install("deep", modules=("deep",))
+    work = tmp_path / "work"
+    (work / "tools_here" / "inner").mkdir(parents=True)
+    (work / "helper_here.py").write_text("def f():\n    import needed\n    import tools_here\n")
+    (work / "tools_here" / "__init__.py").write_text("")
+    (work / "tools_here" / "inner" / "m.py").write_text("import deep, helper_here\n")
+    (work / "tools_here" / "broken.py").write_text("def (")
+    monkeypatch.syspath_prepend(str(work))
+    found = Sources().distributions_for(["helper_here"])
+    assert found == {"needed": "needed", "deep": "deep"}
+
+
+def test_editable_distributions_are_known_by_their_folder(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = tmp_path / "project"
+    (project / "src").mkdir(parents=True)
+    (project / "src" / "edited_here.py").write_text("")
+    install(
+        "edited",
+        url={"url": project.as_uri(), "dir_info": {"editable": True}},
+        pth=str(project / "src"),
+    )
+    monkeypatch.syspath_prepend(str(project / "src"))
+    assert Sources().distributions_for(["edited_here"]) == {"edited": "edited_here"}
+    assert closure({"edited": ""}, LINUX)["edited"].folder == project
+
+
+def test_what_is_installed_later_is_found(install: Install, site: Path) -> None:
+    sources = Sources()
+    assert sources.distributions_for(["late"]) == {}
+    install("late", modules=("late",))
+    assert sources.distributions_for(["late"]) == {"late": "late"}
+
+
+def test_a_closure_follows_markers_and_extras_of_the_machine(install: Install) -> None:
+    install(
+        "root",
+        requires=(
+            "Leaf_One >=1",
+            "leaf-mac; sys_platform == 'darwin'",
+            "leaf-two[fast]",
+            "not-installed; sys_platform == 'linux'",
+            "leaf-extra; extra == 'more'",
+            "this is no requirement",
+        ),
+        extras=("more",),
+    )
+    install("leaf-one", "2.0", requires=("root",))  # a circle
+    install("leaf-mac")
+    install("leaf-two", requires=("leaf-fast; extra == 'fast'", "leaf-slow; extra == 'slow'"))
+    install("leaf-fast", "3.0+cpu")
+    install("leaf-slow")
+    install("leaf-extra")
+    pins = closure({"root": "the cell imports it"}, LINUX)
+    assert pins.keys() == {"root", "leaf-one", "leaf-two", "leaf-fast"}
+    assert pins["leaf-fast"].asked_by == "leaf-two needs it"
+    assert pins["leaf-one"].version == "2.0"
+    assert "leaf-mac" in closure({"root": ""}, MAC)
+    assert closure({"no-such": ""}, LINUX) == {}
+
+
+def test_extras_that_are_installed_are_used(install: Install) -> None:
+    install(
+        "root",
+        requires=("engine; extra == 'parquet'", "checker; extra == 'testing'", "always", "root"),
+        extras=("parquet", "testing"),
+    )
+    install("engine")
+    install("checker")
+    install("always")
+    assert optional("root", LINUX) == ["engine"]
+
+
+# Recipes
+
+
+def recipe(
+    tmp_path: Path, roots: dict[str, str], platform: Platform = HERE
+) -> tuple[Recipe, list[Path]]:
+    draft = Draft(platform)
+    draft.mirror(roots)
+    return draft.finish(ChunkStore(tmp_path / "store"), lambda text: None)
+
+
+def test_the_same_needs_give_the_same_key(install: Install, tmp_path: Path) -> None:
+    install("one", modules=("one",))
+    info = install("two", modules=("two",))
+    first, _ = recipe(tmp_path, {"one": "a", "two": "b"})
+    again, _ = recipe(tmp_path, {"two": "other reason", "one": "a"})
+    assert first.key == again.key
+    assert {"one==1.0", "two==1.0"} <= set(first.requirements)
+    assert recipe(tmp_path, {"one": ""})[0].key != first.key
+    info.rename(info.with_name("two-2.0.dist-info"))
+    text = (info.with_name("two-2.0.dist-info") / "METADATA").read_text()
+    (info.with_name("two-2.0.dist-info") / "METADATA").write_text(text.replace("1.0", "2.0"))
+    other, _ = recipe(tmp_path, {"one": "", "two": ""})
+    assert other.key != first.key and "two==2.0" in other.requirements
+
+
+def test_a_recipe_has_what_every_kernel_needs(tmp_path: Path) -> None:
+    made, paths = recipe(tmp_path, {})
+    assert made.python == f"{sys.version_info[0]}.{sys.version_info[1]}"
+    (sdk,) = paths
+    assert f"mlinfra-sdk @ {{wheels}}/{sdk.name}" in made.requirements
+    assert any(line.startswith("ipykernel==") for line in made.overrides)
+    assert "uv ; sys_platform == 'never'" in made.overrides
+    assert [wheel.file for wheel in made.wheels] == [sdk.name]
+
+
+def test_builds_follow_the_accelerator(install: Install, tmp_path: Path) -> None:
+    install(
+        "torchvision", "0.99+cpu", requires=("nvidia-part-cu12==12.1", "plain"), modules=("tv",)
+    )
+    install("jax", "9.9", modules=("jax",), extras=("cuda12",))
+    install("nvidia-part-cu12", "12.1")
+    install("plain", "2.0")
+    gpu = Platform(LINUX, [], "12.8")
+    there, _ = recipe(tmp_path, {"torchvision": "", "jax": ""}, gpu)
+    assert {"torchvision==0.99", "plain==2.0"} <= set(there.overrides)
+    assert not [line for line in there.overrides if line.startswith("nvidia-part")]
+    assert "jax[cuda12]==9.9" in there.requirements
+    without, _ = recipe(tmp_path, {"torchvision": "", "jax": ""}, Platform(LINUX))
+    assert "jax==9.9" in without.requirements
+    assert builds.torch_backend(gpu) == "auto"
+    assert builds.torch_backend(Platform(LINUX)) == "cpu"
+    assert builds.torch_backend(Platform(MAC)) == ""
+
+
+def test_packages_from_version_control_are_asked_for_by_commit(
+    install: Install, tmp_path: Path
+) -> None:
+    vcs = {"vcs": "git", "commit_id": "abc123"}
+    install("checkedout", url={"url": "https://host.test/it.git", "vcs_info": vcs})
+    made, _ = recipe(tmp_path, {"checkedout": ""})
+    assert "checkedout @ git+https://host.test/it.git@abc123" in made.requirements
+
+
+def test_a_project_that_is_gone_is_explained(install: Install, tmp_path: Path) -> None:
+    install("gone", url={"url": (tmp_path / "gone").as_uri(), "dir_info": {"editable": True}})
+    with pytest.raises(EnvironmentFailed, match=r"gone was installed from .*not there any more"):
+        recipe(tmp_path, {"gone": ""})
+
+
+def test_errors_say_who_asks(install: Install, tmp_path: Path) -> None:
+    install("root", requires=("leaf",))
+    install("leaf", "9.9")
+    draft = Draft(HERE)
+    draft.mirror({"root": "root.sub is imported"})
+    said = EnvironmentFailed("there is no version of leaf==9.9 and you require leaf==9.9")
+    explained = draft.explained(said)
+    assert "leaf 9.9 is installed here; root needs it." in explained.message
+    assert "env=FILE" in explained.hint
+
+
+# Secrets
+
+
+def test_credentials_are_not_shown_and_stay_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "Failed to fetch: https://user:secret@host.test/simple/ and https://token@other.test"
+    assert redacted(said) == "Failed to fetch: https://host.test/simple/ and https://other.test"
+    for name in ("UV_INDEX_URL", "UV_DEFAULT_INDEX", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    urls = "named=https://plain.test/simple https://user:secret@host.test/simple file:///here"
+    monkeypatch.setenv("UV_INDEX", urls)
+    monkeypatch.setenv("UV_EXTRA_INDEX_URL", "http://127.0.0.1:8080/simple https://t@o.test/s")
+    assert configured_indexes() == ["https://plain.test/simple"]
+    assert configured_indexes(credentials=True) == [
+        "https://plain.test/simple",
+        "https://user:secret@host.test/simple",
+        "https://t@o.test/s",
+    ]
+
+
+# Files
+
+
+def test_requirements_files(tmp_path: Path) -> None:
+    (tmp_path / "project").mkdir()
+    (tmp_path / "more.txt").write_text("six  # with -r\n-r requirements.txt\n")
+    (tmp_path / "limits.txt").write_text("numpy<3\n")
+    path = tmp_path / "requirements.txt"
+    path.write_text(
+        "# a comment\n"
+        "pandas >=2,\\\n <4 ; python_version > '3' --hash=sha256:00\n"
+        "-r more.txt\n-c limits.txt\n-e project\n./project\n"
+        "--index-url https://index.test/simple\n--prefer-binary\n"
+    )
+    stated = files.read(path)
+    assert stated.requirements == ['pandas<4,>=2; python_version > "3"', "six"]
+    assert stated.constraints == ["numpy<3"]
+    assert stated.projects == [tmp_path / "project"] * 2
+    assert stated.indexes == ["https://index.test/simple"]
+    assert stated.notes == ["requirements.txt: --prefer-binary is not passed to the machine."]
+
+
+def test_pyproject_files(tmp_path: Path) -> None:
+    path = tmp_path / "pyproject.toml"
+    path.write_text('[project]\nname = "x"\ndependencies = ["six>=1"]\n')
+    assert files.read(path).requirements == ["six>=1"]
+    path.write_text('[project]\nrequires-python = "<3"\n')
+    with pytest.raises(RequestError, match=r"is for Python <3, this process has"):
+        files.read(path)
+    path.write_text('[tool.poetry.dependencies]\nsix = "*"\n')
+    with pytest.raises(RequestError, match=r"has no \[project\] table"):
+        files.read(path)
+    path.write_text('[project]\ndynamic = ["dependencies"]\n')
+    with pytest.raises(RequestError, match="dynamic"):
+        files.read(path)
+
+
+def test_conda_files_give_their_pip_part_and_say_so(tmp_path: Path) -> None:
+    minor = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    path = tmp_path / "environment.yml"
+    path.write_text(
+        f"dependencies:\n- python={minor}\n- pip\n- gdal=3.8\n- numpy\n- pip:\n  - six==1.17.0\n"
+    )
+    stated = files.read(path)
+    assert stated.requirements == ["six==1.17.0"]
+    assert "not gdal=3.8, numpy" in stated.notes[0]
+    path.write_text("dependencies:\n- python=2.7\n")
+    with pytest.raises(RequestError, match="is for Python"):
+        files.read(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "complaint"),
+    [
+        ("missing.txt", None, "cannot be read"),
+        ("setup.cfg", "", "is of no kind that is known"),
+        ("requirements.txt", "not a requirement !!\n", "which is no requirement"),
+        ("requirements.txt", "-r missing.txt\n", "names missing.txt"),
+        ("pyproject.toml", "[", "is not valid TOML"),
+        ("environment.yml", "a: [", "is not valid YAML"),
+        ("environment.yml", "name: x\n", "has no list of dependencies"),
+        ("uv.lock", "[", "is not valid TOML"),
+    ],
+)
+def test_files_that_cannot_be_used(
+    tmp_path: Path, name: str, text: str | None, complaint: str
+) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(RequestError, match=complaint):
+        files.read(tmp_path / name)
