@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from . import sources, targets, units
+from . import credentials, sources, targets, units
 from .catalog import Gpu as Gpu
 from .catalog import Gpus, catalog, parse_gpus
 from .errors import RequestError
@@ -382,6 +382,8 @@ def _parse_one(key: str, value: object, place: str, origin: str) -> object:
             hint=f"Set it in {' or '.join(setting.where)}.",
         )
     text = _as_text(value)
+    if text is not None and setting.kind is TARGET:
+        text = credentials.keep_apart(text)
     try:
         if text is None:
             raise ValueError

@@ -18,6 +18,8 @@ import anyio
 import psutil
 from live import until
 
+from mlinfra_sdk.providers import bootstrap
+
 TOKEN = "MLINFRA_JUPYTER_TOKEN"
 
 
@@ -77,6 +79,27 @@ class JupyterServer:
             for child in psutil.Process(self._process.pid).children()
             if "ipykernel_launcher" in child.cmdline()
         ]
+
+    def agents(self) -> list[psutil.Process]:
+        """Agents that live in its home."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                command = process.cmdline()
+                if "mlinfra_sdk.worker" in command and command[-1].startswith(str(self.home)):
+                    found.append(process)
+        return found
+
+    def furnish(self) -> None:
+        """Make the environment there that the first machine would make: a thin one on top of the
+        packages here, so that no test waits for an installation."""
+        folder = self.home / ".cache" / "mlinfra"
+        python = folder / "sdk" / bootstrap._shipment().digest
+        folder.mkdir(mode=0o700, parents=True)
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", python], check=True)
+        (packages,) = python.glob("lib/python*/site-packages")
+        paths = [path for path in sys.path if path and Path(path).is_dir()]
+        (packages / "here.pth").write_text("\n".join(paths))
 
     def stop(self) -> None:
         if self._process is not None:

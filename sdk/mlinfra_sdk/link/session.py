@@ -292,6 +292,7 @@ class LinkSession:
             elif self._farewell is not None:
                 await wire.send([self._farewell])
                 self.finish(None)
+                return  # a wire that never has to wait does not notice that it is cancelled
             else:
                 await self._wake.wait()
 

@@ -17,7 +17,8 @@ from typing import ClassVar, Protocol, TypeVar
 import msgspec
 
 from mlinfra_sdk import errors
-from mlinfra_sdk.errors import LinkClosed, LinkError, MlinfraError, ProviderError
+from mlinfra_sdk.catalog import Device, Gpu, Gpus, describe_devices
+from mlinfra_sdk.errors import LinkClosed, LinkError, MlinfraError, ProviderError, RequestError
 from mlinfra_sdk.link.relay import MARKER
 from mlinfra_sdk.link.wire import Wire, skip_to_marker
 from mlinfra_sdk.providers.base import Capabilities, Handle, NoOptions, Offer, Problem, Status
@@ -152,6 +153,25 @@ def set_home(home: str) -> str:
     return f"home={shlex.quote(home)}; : ${{home:=${{MLINFRA_HOME:+$MLINFRA_HOME/host}}}}" + (
         f'; [ -n "$home" ] || home={own}'
     )
+
+
+async def gpu_of(remote: Remote, wanted: Gpus) -> Gpu:
+    """What the host has of the wanted GPUs, by its driver. Raises :class:`RequestError` if that is
+    nothing."""
+    query = "nvidia-smi --query-gpu=memory.total,name --format=csv,noheader,nounits 2>/dev/null"
+    devices = []
+    for line in await shell(remote, query):
+        memory, _, name = line.partition(",")
+        if memory.strip().isdigit():
+            devices.append(Device(name.strip(), int(memory) << 20))
+    found = wanted.found_in(devices)
+    if found is None:
+        have = describe_devices(devices) or "no NVIDIA GPU"
+        raise RequestError(
+            f"gpu={wanted} cannot be met by on={remote.where}: the host has {have}.",
+            hint="Leave gpu= out to run on its CPU, or name a target that has the GPU.",
+        )
+    return found
 
 
 class _Gone(ProviderError):

@@ -22,12 +22,11 @@ from typing import ClassVar
 import msgspec
 
 from mlinfra_sdk import paths
-from mlinfra_sdk.catalog import Device, Gpu, Gpus, describe_devices
 from mlinfra_sdk.errors import LinkError, ProviderError, RequestError
 from mlinfra_sdk.ledger import Price
 from mlinfra_sdk.link.wire import ProcessWire, open_process
 from mlinfra_sdk.providers.base import Capabilities, Handle, Offer, Problem
-from mlinfra_sdk.providers.remote import ExecProvider, Remote, ask, find, shell
+from mlinfra_sdk.providers.remote import ExecProvider, Remote, ask, find, gpu_of
 from mlinfra_sdk.spec import Request
 
 _START_SECONDS = 3.0
@@ -177,7 +176,7 @@ class SshProvider(ExecProvider):
     async def offers(self, request: Request) -> list[Offer]:
         """The host, if it has the GPU that is asked for."""
         remote = SshRemote(self._options.host)
-        gpu = await _gpu_of(remote, request.gpu) if request.gpu is not None else None
+        gpu = await gpu_of(remote, request.gpu) if request.gpu is not None else None
         source = "set by price=" if request.price else "your own machine"
         price = Price(request.price, source, time.strftime("%Y-%m-%d"))
         return [Offer(self.name, gpu, price, _START_SECONDS)]
@@ -217,21 +216,3 @@ class SshProvider(ExecProvider):
             for keys in (living, ended)
         ]
         return handles[0], handles[1]
-
-
-async def _gpu_of(remote: Remote, wanted: Gpus) -> Gpu:
-    """What the host has of it, by its driver. Raises :class:`RequestError` if that is nothing."""
-    query = "nvidia-smi --query-gpu=memory.total,name --format=csv,noheader,nounits 2>/dev/null"
-    devices = []
-    for line in await shell(remote, query):
-        memory, _, name = line.partition(",")
-        if memory.strip().isdigit():
-            devices.append(Device(name.strip(), int(memory) << 20))
-    found = wanted.found_in(devices)
-    if found is None:
-        have = describe_devices(devices) or "no NVIDIA GPU"
-        raise RequestError(
-            f"gpu={wanted} cannot be met by on={remote.where}: the host has {have}.",
-            hint="Leave gpu= out to run on its CPU, or name a target that has the GPU.",
-        )
-    return found

@@ -9,7 +9,7 @@ comm_open, to the kernel     ``argv``
 ``{"err": true}`` and one    bytes of stderr
 ``{"got": n}``               so many bytes of stdin were written, or of stdout used: what the
                              sender's window is made of
-``{"ping": true}``           the client lives
+``{"ping": true}``           the client lives; answered by ``at``, ``got`` and ``exit`` as they are
 ``{"exit": n}``              the program has ended so
 ``{"fault": text}``          it could not be run
 comm_close, to the kernel    end the program
@@ -57,7 +57,8 @@ class Program:
         self._comm = comm
         self._changed = threading.Condition()
         self._pending: collections.deque[memoryview] = collections.deque()
-        self._sent = self._used = 0
+        self._sent = self._used = self._written = 0
+        self._status: int | None = None
         self._unused: collections.deque[int] = collections.deque()
         self._closed = False
         self._heard = time.monotonic()
@@ -89,6 +90,9 @@ class Program:
             while self._unused and self._unused[0] <= self._used:
                 self._unused.popleft()
             self._changed.notify_all()
+            if "ping" in data:
+                ended = {} if self._status is None else {"exit": self._status}
+                self._comm.send({"at": self._sent, "got": self._written, **ended})
 
     def _close(self) -> None:
         with self._changed:
@@ -98,7 +102,7 @@ class Program:
     def _write_stdin(self) -> None:
         stdin = self._process.stdin
         assert stdin is not None
-        written = told = 0
+        told = 0
         try:
             while True:
                 with self._changed:
@@ -109,10 +113,10 @@ class Program:
                 rest = memoryview(piece)
                 while rest:
                     rest = rest[stdin.write(rest) :]
-                written += len(piece)
-                if written - told >= WINDOW // 4:
-                    told = written
-                    self._comm.send({"got": written})
+                self._written += len(piece)
+                if self._written - told >= WINDOW // 4:
+                    told = self._written
+                    self._comm.send({"got": told})
         except OSError:
             pass  # it reads no more; the client hears of its end
         finally:
@@ -131,7 +135,7 @@ class Program:
                 with self._changed:
                     at, self._sent = self._sent, self._sent + len(piece)
                     self._unused.append(self._sent)
-                self._comm.send({"at": at}, buffers=[piece])
+                    self._comm.send({"at": at}, buffers=[piece])
 
     def _has_room(self) -> bool:
         return self._sent - self._used < WINDOW and len(self._unused) < WINDOW_MESSAGES
@@ -153,8 +157,10 @@ class Program:
         status = self._process.wait()
         for reader in self._readers:
             reader.join(LINGER)
-        if not self._closed:
-            self._comm.send({"exit": status})
+        with self._changed:
+            if not self._closed:
+                self._status = status
+                self._comm.send({"exit": status})
         self._close()
 
     def _end_when_unwanted(self) -> None:

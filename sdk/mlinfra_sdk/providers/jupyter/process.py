@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 
 from mlinfra_sdk.errors import LinkError, ProviderError
 from mlinfra_sdk.link.frames import Buffer
@@ -20,7 +21,11 @@ from mlinfra_sdk.providers.jupyter import in_kernel
 from mlinfra_sdk.providers.jupyter.channel import KernelChannel, Message, open_channel
 from mlinfra_sdk.providers.jupyter.server import Server
 
-_PING_EVERY = 10.0
+_PING_EVERY = 20.0
+"""Seconds in which this program must be heard of; it is asked after half of them."""
+_ENDS = ("restarting", "dead")
+_START_WITHIN = 60.0
+_AGAIN_AFTER = 5.0
 _GOODBYE_WITHIN = 2.0
 _STDERR_KEPT = 64 << 10
 
@@ -38,10 +43,13 @@ class KernelProcess:
         self._steps = 0
         self._chunks: deque[memoryview] = deque()
         self._stderr = bytearray()
+        self._lost = ""
         self._sent = self._written = 0
         self._arrived = self._used = self._told = 0
         self._unanswered = 0
         self._closed = False
+        self._heard = anyio.current_time()
+        self._asked = False
         self.returncode: int | None = None
         """Its exit status, once it has ended."""
 
@@ -57,17 +65,34 @@ class KernelProcess:
             "allow_stdin": False,
             "stop_on_error": False,
         }
-        question = await self._channel.send("shell", "execute_request", request)
-        while True:
-            message = await self._channel.receive()
-            if message.parent == question and message.kind == "execute_reply":
-                break
-        if message.content.get("status") != "ok":
+        reply = None
+        with anyio.move_on_after(_START_WITHIN):
+            while reply is None:
+                # A server may not yet have subscribed to what the kernel publishes when it lets us
+                # in, and loses it then. Nothing is lost any more once something has come.
+                with anyio.move_on_after(_AGAIN_AFTER):
+                    reply = await self._answered("execute_request", request)
+        if reply is None:
+            raise LinkError("The kernel does not answer.", hint="Something may keep it busy.")
+        if reply.content.get("status") != "ok":
             raise ProviderError(
-                f"The kernel cannot run programs: {message.content.get('evalue', 'no reason')}.",
+                f"The kernel cannot run programs: {reply.content.get('evalue', 'no reason')}.",
                 hint="The server must offer a Python kernel (ipykernel) on a POSIX system.",
             )
         await self._tell({"argv": list(argv)}, kind="comm_open", target_name=in_kernel.TARGET)
+
+    async def _answered(self, kind: str, request: dict[str, Any]) -> Message:
+        """The reply to a request of which something was published, too."""
+        question = await self._channel.send("shell", kind, request)
+        reply, published = None, False
+        while reply is None or not published:
+            message = await self._channel.receive()
+            if message.parent == question:
+                if message.channel == "iopub":
+                    published = True
+                else:
+                    reply = message
+        return reply
 
     async def send(self, buffers: Sequence[Buffer]) -> None:
         """Write to its stdin, all of it."""
@@ -77,6 +102,7 @@ class KernelProcess:
                 raise LinkError(f"The program there has ended. {self.complaint()}".strip())
             at, self._sent = self._sent, self._sent + len(piece)
             await self._tell({"at": at}, [piece])
+            await anyio.lowlevel.checkpoint()  # websockets only waits when its buffer is full
 
     async def receive_into(self, space: memoryview) -> int:
         """Read from its stdout at least one byte; 0 when it has ended."""
@@ -102,8 +128,8 @@ class KernelProcess:
         return count
 
     def complaint(self) -> str:
-        """The end of what it has written to stderr so far."""
-        return self._stderr.decode("utf-8", "replace").strip()
+        """The end of what it has written to stderr so far, or why it is lost."""
+        return self._stderr.decode("utf-8", "replace").strip() or self._lost
 
     async def aclose(self) -> None:
         """End the program, if it still runs, and close the websocket."""
@@ -136,42 +162,46 @@ class KernelProcess:
             step = self._steps
             async with self._turn:
                 if step == self._steps:
-                    await self._take()
+                    try:
+                        await self._take()
+                    except LinkError as error:
+                        self._lost = str(error)
+                        raise
                     self._steps += 1
 
     async def _take(self) -> None:
-        with anyio.move_on_after(_PING_EVERY) as silence:
+        """Take one message. Nobody says that a kernel is gone, or that a message was dropped: when
+        this program was silent for long, the kernel is asked for all that should have come."""
+        pause = _PING_EVERY if self._asked else _PING_EVERY / 2
+        message = None
+        with anyio.move_on_at(self._heard + pause):
             message = await self._channel.receive()
-        if silence.cancelled_caught:
-            # A living kernel says that it is busy with each message. Nobody says that one is gone.
+        if message is None:
+            if self._asked:
+                raise LinkError("The kernel that carried the connection does not answer.")
+            self._asked = True
             await self._tell({"ping": True})
-            with anyio.move_on_after(_PING_EVERY) as silence:
-                message = await self._channel.receive()
-        if silence.cancelled_caught:
-            raise LinkError("The kernel that carried the connection does not answer.")
-        if message.channel == "iopub" and message.kind == "status":
-            if message.content.get("execution_state") in ("restarting", "dead"):
-                raise LinkError("The kernel that carried the connection has ended.")
-        elif message.kind == "comm_msg" and message.content.get("comm_id") == self._comm:
-            self._on_comm(message.content["data"], message)
-        elif message.kind == "comm_close" and message.content.get("comm_id") == self._comm:
-            raise LinkError("The kernel does not know how to run programs.")
+        elif message.kind in ("comm_msg", "comm_close"):
+            if message.content.get("comm_id") == self._comm:
+                self._heard, self._asked = anyio.current_time(), False
+                self._on_comm(message)
+        elif message.kind == "status" and message.content.get("execution_state") in _ENDS:
+            raise LinkError("The kernel that carried the connection has ended.")
 
-    def _on_comm(self, data: dict[str, Any], message: Message) -> None:
-        if "exit" in data:
-            self.returncode = int(data["exit"])
-        elif "fault" in data:
-            raise ProviderError(
+    def _on_comm(self, message: Message) -> None:
+        if message.kind == "comm_close":
+            raise LinkError("The kernel does not know how to run programs.")
+        data = message.content["data"]
+        if "fault" in data:
+            raise LinkError(
                 f"The program cannot be run there: {data['fault']}.",
                 hint="The server's system misses it, or does not let you run it.",
             )
-        elif "got" in data:
-            self._written = max(self._written, int(data["got"]))
-        elif "err" in data:
+        if "err" in data:
             for buffer in message.buffers:
                 self._stderr += buffer
             del self._stderr[:-_STDERR_KEPT]
-        elif "at" in data:
+        if "at" in data:
             if data["at"] != self._arrived:
                 raise LinkError(
                     "The server dropped output of its kernel.",
@@ -180,6 +210,9 @@ class KernelProcess:
             for buffer in message.buffers:
                 self._arrived += len(buffer)
                 self._chunks.append(buffer)
+        self._written = max(self._written, int(data.get("got", 0)))
+        if "exit" in data:
+            self.returncode = int(data["exit"])
 
 
 async def open_process(server: Server, kernel_id: str, argv: Sequence[str]) -> KernelProcess:

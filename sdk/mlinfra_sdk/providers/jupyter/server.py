@@ -6,7 +6,7 @@ import ssl
 from collections.abc import Awaitable, Callable
 from functools import cached_property
 from typing import Any, NoReturn
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 import msgspec
@@ -113,7 +113,7 @@ def refusal(server: Server, status: int, what: str) -> MlinfraError:
             hint="It may have expired or been changed: `jupyter server list` shows a server's own, "
             "a hub's come from its page Token. `mlinfra doctor` says where it is looked for.",
         )
-    if status == 404 and "api/kernels/" in what:
+    if status == 404 and what.startswith(("api/kernels/", "api/sessions/")):
         return KernelGone(f"{where} does not know the kernel any more (HTTP {status}).")
     if status == 404:
         return ProviderError(
@@ -131,9 +131,9 @@ def refusal(server: Server, status: int, what: str) -> MlinfraError:
     )
 
 
-def take_apart(url: str) -> tuple[str, str]:
-    """The server's own URL and the token of a URL as it is copied from a browser or a log."""
-    parts = urlsplit(url if "://" in url else f"https://{url}")
+def server_url(address: str) -> str:
+    """The server's own URL, of an address as it is copied from a browser or a log."""
+    parts = urlsplit(address if "://" in address else f"https://{address}")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise RequestError(
             "The URL of a Jupyter Server must begin with https:// or http://.",
@@ -144,12 +144,8 @@ def take_apart(url: str) -> tuple[str, str]:
             "A user name or a password in the URL of a Jupyter Server is of no use.",
             hint="Give the server's token.",
         )
-    query = parse_qsl(parts.query)
-    token = next((value for name, value in query if name == "token"), "")
-    rest = [(name, value) for name, value in query if name not in ("token", "reset")]
     segments = parts.path.rstrip("/").split("/")
     for page in _PAGES:
         if page in segments:
             segments = segments[: segments.index(page)]
-    path = "/".join(segments) + "/"
-    return urlunsplit((parts.scheme, parts.netloc, path, urlencode(rest) and "", "")), token
+    return urlunsplit((parts.scheme, parts.netloc, "/".join(segments) + "/", "", ""))
