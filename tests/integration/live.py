@@ -14,7 +14,7 @@ import zmq
 from jupyter_client.manager import KernelManager
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds until something that must happen counts as not happening."""
 
 Message = dict[str, Any]
