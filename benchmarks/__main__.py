@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.harness import Figure, machine, say
 
-SUITES = ("cells", "arrays", "deltas", "link", "jupyter", "runs", "transparency")
+SUITES = ("cells", "arrays", "deltas", "link", "jupyter", "runs", "ssh", "transparency")
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -32,6 +32,7 @@ StrictModes no
 MaxStartups 50
 MaxSessions 50
 LogLevel VERBOSE
+Subsystem sftp internal-sftp
 SetEnv {environment}
 """
 
