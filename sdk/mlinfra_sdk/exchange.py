@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from mlinfra_sdk import spec
+from mlinfra_sdk import sources, spec
 from mlinfra_sdk.connection import Connection, decode_outputs
 from mlinfra_sdk.errors import (
     ChunkCorrupt,
@@ -359,13 +359,18 @@ class Exchange(Connection):
 
     def _place_data(self, client: AgentClient, frontend: Frontend) -> None:
         """Have the datasets of the request on the machine."""
-        if self.request.data:
+        request, files = self.request, self._files
+        if request.data:
             frontend.phase("data")
+            for path in sources.inside(request.data, files.root):
+                files.exclude(files.root / path)
             self._placed.place(
                 client,
-                self.request.data,
+                request.data,
                 frontend.progress,
-                credentials=self.request.data_credentials,
+                files.root,
+                workspace=files.name if request.sync else "",
+                credentials=request.data_credentials,
                 in_place=self._shared_store,
             )
 

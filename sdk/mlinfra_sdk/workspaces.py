@@ -16,6 +16,7 @@ from mlinfra_sdk.namespace import places
 from mlinfra_sdk.objects.store import ChunkStore
 from mlinfra_sdk.spec import Request
 from mlinfra_sdk.sync.carry import Progress
+from mlinfra_sdk.sync.knowledge import workspace_name
 from mlinfra_sdk.sync.reports import Move, Report
 from mlinfra_sdk.sync.workspace import Workspace
 
@@ -31,6 +32,19 @@ class SessionFiles:
         self._workspace: Workspace | None = None
         self._link: tuple[AgentClient, LiveMachine] | None = None
         self._before = Report()
+        self._excluded: set[Path] = set()
+
+    @property
+    def name(self) -> str:
+        """What the folder's twin is called on machines."""
+        return workspace_name(self.root)
+
+    def exclude(self, path: Path) -> None:
+        """Do not carry this folder: it gets to the machine on another way."""
+        if path not in self._excluded:
+            self._excluded.add(path)
+            if self._workspace is not None:
+                self._workspace.exclude(path)
 
     def connected(self, client: AgentClient, machine: LiveMachine, *, shared: bool) -> None:
         """The session has this connection now; ``shared``: the machine has our files."""
@@ -61,7 +75,7 @@ class SessionFiles:
                 machine=machine.id,
                 machine_name=machine.name,
                 state=data / "sync",
-                excluded=[data],
+                excluded=[data, *self._excluded],
             )
         self._workspace.eager_limit = request.eager_limit
         self._workspace.sync_limit = request.sync_limit

@@ -60,7 +60,9 @@ def far(place: Path) -> Iterator[Client]:
 def use(it: Client, data: str, **more: Any) -> None:
     """Cells of this client have these datasets from now on."""
     request = it.session.request
-    it.session.request = msgspec.structs.replace(request, data=sources.parse(data), **more)
+    it.session.request = msgspec.structs.replace(
+        request, data=sources.parse(data), **{"sync": False, **more}
+    )
 
 
 def found(it: Client, name: str) -> dict[str, bytes]:
@@ -82,6 +84,12 @@ def random_bytes(size: int, seed: int = 1) -> bytes:
     return random.Random(seed).randbytes(size)
 
 
+def machine_folder(it: Client) -> Path:
+    machine = it.session.machine
+    assert machine is not None
+    return Path(machine.handle.data["folder"])
+
+
 # Local folders
 
 
@@ -90,13 +98,18 @@ def test_a_local_folder(far: Client) -> None:
         Path("images"),
         {"a.bin": random_bytes(10_000_000), "b/c d.bin": b"x" * 100, "b/empty": b"", "ü": b"u"},
     )
-    use(far, "./images")
+    use(far, "./images", sync=True)
     recorder = Recorder()
     far.run("1", recorder).get()
     assert "data" in recorder.phases and recorder.progressed[-1] == (10_000_101, 10_000_101)
     assert found(far, "images") == files
     beside = far.run("open('images/b/c d.bin').read()").get()
     assert beside == "x" * 100, "also under its own path"
+    far.run("open('images.txt', 'w').close()").get()
+    assert Path("images.txt").exists(), "what the workspace carries is untouched by it"
+    assert not Path("images").is_symlink() and found(far, "images") == files
+    (twin,) = machine_folder(far).glob("workspaces/*/images")
+    assert twin.is_symlink()
 
 
 def test_only_what_changed_of_a_local_folder_is_sent(far: Client) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+
 from mlinfra_sdk import paths, sources
 from mlinfra_sdk.datasets.cache import key_of, version_of
 from mlinfra_sdk.datasets.credentials import options_for
@@ -29,12 +31,15 @@ class Placed:
         client: AgentClient,
         wanted: tuple[Source, ...],
         progress: Progress,
+        root: Path,
         *,
+        workspace: str = "",
         credentials: bool = False,
         in_place: bool = False,
     ) -> None:
         """Bring what is missing. An interrupt stops that; another time it goes on.
 
+        Paths are relative to ``root``, whose twin on the machine is called ``workspace``.
         ``in_place``: the machine uses the folders of this one.
         """
         for source in wanted:
@@ -43,13 +48,13 @@ class Placed:
                     _fetch(client, source, progress, credentials)
                     self._versions[source] = "fetched"
             elif in_place:
-                path = sources.local_folder(source, Path.cwd())
+                path = sources.local_folder(source, root)
                 Folder(path, path).check()
                 client.send(m.LinkDataset(client.next_id(), source.name, str(path))).result()
             else:
-                self._versions[source] = _send(
-                    client, source, progress, self._versions.get(source, "")
-                )
+                known = self._versions.get(source, "")
+                version = _send(client, source, progress, root, workspace, known)
+                self._versions[source] = version
 
 
 def _fetch(client: AgentClient, source: Source, progress: Progress, credentials: bool) -> None:
@@ -66,9 +71,15 @@ def _fetch(client: AgentClient, source: Source, progress: Progress, credentials:
         raise
 
 
-def _send(client: AgentClient, source: Source, progress: Progress, known: str) -> str:
+def _send(
+    client: AgentClient,
+    source: Source,
+    progress: Progress,
+    root: Path,
+    workspace: str,
+    known: str,
+) -> str:
     """Bring a local folder there; gives its version."""
-    root = Path.cwd()
     path = sources.local_folder(source, root)
     key = key_of(str(path))
     folder = Folder(path, paths.data_dir() / "datasets" / f"{key}.index")
@@ -79,7 +90,7 @@ def _send(client: AgentClient, source: Source, progress: Progress, known: str) -
         return version
     link = next(iter(sources.inside((source,), root)), "")
     name = path.name if path.is_file() else ""
-    use = m.UseDataset(client.next_id(), source.name, key, version, name, link)
+    use = m.UseDataset(client.next_id(), source.name, key, version, name, link, workspace)
     if not client.ask(use, bool):
         total, done = sum(file.size for file in files), 0
         for batch in _batches(files):
@@ -93,12 +104,8 @@ def _send(client: AgentClient, source: Source, progress: Progress, known: str) -
             done += sum(file.size for file in batch)
             progress(done, total)
         client.send(m.FinishDataset(client.next_id(), key, version, entries)).result()
-        client.ask(m.UseDataset(client.next_id(), *_rest(use)), bool)
+        client.ask(msgspec.structs.replace(use, id=client.next_id()), bool)
     return version
-
-
-def _rest(use: m.UseDataset) -> tuple[str, str, str, str, str]:
-    return use.name, use.key, use.version, use.file, use.link
 
 
 def _batches(files: list[File]) -> Iterator[list[File]]:

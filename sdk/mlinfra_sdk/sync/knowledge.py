@@ -125,6 +125,13 @@ class Knowledge:
         """By what one knows that nothing has changed since there was nothing to do."""
         self._done = self._total = 0
 
+    def exclude(self, path: Path) -> None:
+        """From now on leave this path out, if it lies below the root."""
+        below = limits.is_below(path, self.root)
+        if below:
+            self._tree.exclude(below)
+            self._quiet = None
+
     # -- looking -----------------------------------------------------------------------------
 
     def _look(self, *, again: bool) -> None:

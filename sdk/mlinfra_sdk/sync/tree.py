@@ -86,6 +86,10 @@ class Tree:
 
     # -- scanning ----------------------------------------------------------------------------
 
+    def exclude(self, path: bytes) -> None:
+        """From now on leave this path and what is below it out."""
+        self._excluded |= {path}
+
     def scan(
         self,
         rules: Rules | None = None,

@@ -84,7 +84,7 @@ class Agent:
         self._preparing: dict[str, anyio.CancelScope] = {}
         self._followers: dict[LinkSession, anyio.abc.TaskGroup] = {}
         """Where the tasks of a client run that send it what it follows."""
-        self._datasets = Datasets(folder, self.store, config, tasks)
+        self._datasets = Datasets(folder, self.store, config, tasks, self.files)
         self._bulks: dict[LinkSession, Bulk] = {}
         self._fetches: dict[tuple[LinkSession, int], anyio.CancelScope] = {}
 

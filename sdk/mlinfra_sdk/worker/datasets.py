@@ -21,6 +21,7 @@ from mlinfra_sdk.datasets.local import File
 from mlinfra_sdk.errors import MlinfraError, RequestError, StoreError
 from mlinfra_sdk.objects.store import ChunkStore
 from mlinfra_sdk.worker import messages as m
+from mlinfra_sdk.worker.files import Files
 from mlinfra_sdk.worker.folder import Config
 
 logger = logging.getLogger(__name__)
@@ -43,8 +44,14 @@ class Datasets:
     """What ``data=`` brings to one machine. ``links`` is the folder in which kernels find it."""
 
     def __init__(
-        self, folder: Path, store: ChunkStore, config: Config, tasks: anyio.abc.TaskGroup
+        self,
+        folder: Path,
+        store: ChunkStore,
+        config: Config,
+        tasks: anyio.abc.TaskGroup,
+        files: Files,
     ) -> None:
+        self._files = files
         self.links = folder / "data"
         self._store = store
         self._config = config
@@ -183,7 +190,11 @@ class Datasets:
             target = target / check_path(request.file)
         self._link(request.name, target)
         if request.link:
-            self._link_in_place(Path(self._config.cwd) / check_path(request.link), target)
+            path = check_path(request.link)
+            if request.workspace:
+                self._link_in_place(self._files.exclude(request.workspace, path), target)
+            else:
+                self._link_in_place(Path(self._config.cwd) / path, target)
         before = self._uses.get(request.name)
         self._uses[request.name] = descriptor
         if before is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 from pathlib import Path
@@ -77,6 +78,12 @@ class Files:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
             twin = self._twins[name] = _Twin(root, self._cache / name)
         return twin
+
+    def exclude(self, name: str, path: str) -> Path:
+        """Leave a path out of a workspace; gives where it is."""
+        twin = self._twin(name)
+        twin.tree.exclude(os.fsencode(path))
+        return twin.root / path
 
     async def answer(self, client: object, body: bytes) -> Any:
         """Do what an encoded message of ``sync.messages`` asks for."""

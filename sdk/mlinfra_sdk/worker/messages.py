@@ -213,14 +213,16 @@ class LinkDataset(Request):
 
 
 class UseDataset(Request):
-    """Have kernels find a version of a dataset, the whole or only its one ``file``, below the
-    working directory also under the path ``link``. Answered with whether the machine has it."""
+    """Have kernels find a version of a dataset, the whole or only its one ``file``; in the
+    workspace of this name, or else the machine's working directory, also under the path ``link``.
+    Answered with whether the machine has it."""
 
     name: str
     key: str
     version: str
     file: str = ""
     link: str = ""
+    workspace: str = ""
 
 
 class OfferFiles(Request):
