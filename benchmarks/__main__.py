@@ -12,7 +12,17 @@ from pathlib import Path
 
 from benchmarks.harness import Figure, machine, say
 
-SUITES = ("cells", "arrays", "deltas", "link", "jupyter", "runs", "ssh", "transparency")
+SUITES = (
+    "cells",
+    "arrays",
+    "deltas",
+    "environments",
+    "link",
+    "jupyter",
+    "runs",
+    "ssh",
+    "transparency",
+)
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -147,7 +147,11 @@ class EnvironmentFailed(MlinfraError):
     """The packages that a cell needs cannot be had on the machine."""
 
 
-class IndexUnreachable(EnvironmentFailed):
+class PackageUnavailable(EnvironmentFailed):
+    """No index that the machine asks has packages that fit."""
+
+
+class IndexUnreachable(PackageUnavailable):
     """The package index could not be asked, or did not give what it has."""
 
 

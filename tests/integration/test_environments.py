@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -219,6 +220,25 @@ def test_wheels_are_sent_to_a_machine_without_an_index(
     recorder = Recorder()
     it.run("import sortedcontainers\nv = sortedcontainers.__version__", recorder).get()
     assert it.namespace["v"] == version("sortedcontainers")
+
+
+def test_a_full_disk_leaves_nothing_half_done(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    options = ["-t", "tmpfs", "-o", "size=24m,mode=700", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(["mount", *options], capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+    try:
+        monkeypatch.setenv("MLINFRA_HOME", str(disk))
+        it = make()
+        with pytest.raises(EnvironmentFailed, match="No space left"):
+            it.run("1")
+        assert not unfinished(disk)
+        it.session.stop()
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 @pytest.fixture

@@ -18,7 +18,12 @@ from mlinfra_sdk.environment import builds, files, wheels
 from mlinfra_sdk.environment.imports import is_standard
 from mlinfra_sdk.environment.indexes import configured_indexes
 from mlinfra_sdk.environment.installed import Pin, Sources, closure, optional
-from mlinfra_sdk.errors import EnvironmentConflict, EnvironmentFailed, IndexUnreachable
+from mlinfra_sdk.errors import (
+    EnvironmentConflict,
+    EnvironmentFailed,
+    IndexUnreachable,
+    PackageUnavailable,
+)
 from mlinfra_sdk.frontend import Frontend
 from mlinfra_sdk.machines.client import AgentClient
 from mlinfra_sdk.objects.store import ChunkStore
@@ -148,9 +153,7 @@ class Packages:
         try:
             try:
                 prepared = self._ask(client, frontend, recipe, local, recipe.key, onto)
-            except EnvironmentConflict:
-                raise
-            except EnvironmentFailed as error:
+            except PackageUnavailable as error:
                 have = self._installed if onto else {}
                 prepared = self._ship(client, frontend, recipe, local, error, have, onto)
         except EnvironmentConflict:
@@ -167,7 +170,7 @@ class Packages:
         frontend: Frontend,
         recipe: Recipe,
         local: list[Path],
-        error: EnvironmentFailed,
+        error: PackageUnavailable,
         have: Iterable[str],
         onto: str,
     ) -> Prepared:

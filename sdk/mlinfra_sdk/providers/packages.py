@@ -35,6 +35,8 @@ from packaging.utils import canonicalize_name
 from mlinfra_sdk.errors import ProviderError
 
 _SDK = "mlinfra-sdk"
+_UV = PurePosixPath("bin/uv")
+"""Where uv finds its program beside its package."""
 _VERSION = sys.version_info[:2]
 
 
@@ -155,13 +157,17 @@ def _can_be_copied(found: Distribution, fitting: set[Tag]) -> bool:
 
 
 def _is_of_the_package(path: PurePosixPath) -> bool:
-    """Not a script, nor what Python makes again by itself."""
+    """Not a script, except uv itself, nor what Python makes again by itself."""
+    if path.parts[-2:] == _UV.parts:
+        return True
     return path.parts[0] not in ("..", "/", "bin") and path.suffix != ".pyc"
 
 
 def _add(tree: tarfile.TarFile, name: str, data: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(data)
+    if PurePosixPath(name).parts[-2:] == _UV.parts:
+        member.name, member.mode = str(_UV), 0o755
     tree.addfile(member, io.BytesIO(data))
 
 

@@ -16,7 +16,7 @@ import anyio
 import anyio.abc
 from anyio.streams.text import TextReceiveStream
 
-from mlinfra_sdk.errors import EnvironmentFailed, IndexUnreachable
+from mlinfra_sdk.errors import EnvironmentFailed, IndexUnreachable, PackageUnavailable
 
 Tell = Callable[[str], None]
 
@@ -29,6 +29,7 @@ _UNREACHABLE = re.compile(
     re.IGNORECASE,
 )
 _FULL = "No space left on device"
+_NOT_THERE = "No solution found"
 # What a user has set for another environment, and what would change what is printed.
 _NOT_PASSED_ON = ("VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH", "PYTHONHOME", "UV_PROJECT")
 
@@ -115,4 +116,4 @@ def _failure(said: str) -> EnvironmentFailed:
             text,
             hint="Check the machine's network and the index that it uses (UV_INDEX_URL there).",
         )
-    return EnvironmentFailed(text)
+    return PackageUnavailable(text) if _NOT_THERE in said else EnvironmentFailed(text)
