@@ -155,10 +155,15 @@ def test_names_bound_before_the_error_come_back(notebook: Notebook) -> None:
     assert notebook.evaluate("(grown, fresh)") == "([1], 2)"
 
 
-def test_an_error_of_the_machinery_names_what_and_what_to_do(notebook: Notebook) -> None:
-    cell = notebook.fail("%%remote gpu=H100\n1")
+@pytest.mark.parametrize(
+    ("line", "hint"), [("gpu=H100", "mlinfra doctor"), ("gpu=H100 on=local", "Leave gpu= out")]
+)
+def test_an_error_of_the_machinery_names_what_and_what_to_do(
+    notebook: Notebook, line: str, hint: str
+) -> None:
+    cell = notebook.fail(f"%%remote {line}\n1")
     assert cell.error[0] == "RequestError"
-    assert "gpu=H100" in cell.error[1] and "Leave gpu= out" in cell.error[1]
+    assert "gpu=H100" in cell.error[1] and hint in cell.error[1]
     assert "Traceback" not in plain(cell)
 
 

@@ -173,7 +173,11 @@ class Agent:
         except FileExistsError:
             reply = m.Reply(request.id, error="A run of this name is under way.")
         except OSError as error:
-            reply = m.Reply(request.id, error=f"The machine failed: {error}.", kind="StoreError")
+            if self.watchdog.reason is None:
+                text, kind = f"The machine failed: {error}.", "StoreError"
+            else:  # what it needs is being cleared away
+                text, kind = f"The machine has ended: {self.watchdog.reason}.", "MachineLost"
+            reply = m.Reply(request.id, error=text, kind=kind)
         await session.send(Channel.CONTROL, m.encode(reply))
 
     async def _do(self, session: LinkSession, request: m.AnyRequest) -> Any:

@@ -47,6 +47,11 @@ class Watchdog:
         self._start = self._contact = self._work = now
 
     @property
+    def reason(self) -> str | None:
+        """Why the machine ends, once it does."""
+        return self._reason
+
+    @property
     def idle_seconds(self) -> float:
         """Seconds since the last work."""
         return 0.0 if self._busy() else time.monotonic() - self._work
