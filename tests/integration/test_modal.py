@@ -26,8 +26,29 @@ from mlinfra_sdk.providers.base import Handle, Offer
 from mlinfra_sdk.providers.modal import ModalProvider, Options
 from mlinfra_sdk.session import Session
 from mlinfra_sdk.spec import Request
+from mlinfra_sdk.testing import ProviderSuite
 
 T4 = parse_gpus("T4")
+
+
+class TestModal(ProviderSuite):
+    """What every backend must do, with CPU sandboxes (Modal's V2 calls)."""
+
+    on = "modal"
+    service: Emulator
+
+    @pytest.fixture(autouse=True)
+    @staticmethod
+    def _service(request: pytest.FixtureRequest, service: Emulator) -> None:
+        request.cls.service = service
+
+    @contextmanager
+    def broken(self) -> Iterator[None]:
+        self.service.faults.image_log = "ERROR: No matching distribution found for ipykernel==0\n"
+        try:
+            yield
+        finally:
+            self.service.heal()
 
 
 @pytest.fixture
@@ -36,6 +57,8 @@ def service(
 ) -> Iterator[Emulator]:
     """The service; each test must leave no sandbox."""
     monkeypatch.setenv("MLINFRA_HOME", str(tmp_path / "home"))
+    (tmp_path / "notebook").mkdir()
+    monkeypatch.chdir(tmp_path / "notebook")
     yield modal_emulator
     modal_emulator.heal()
     left = modal_emulator.boxes()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -37,6 +39,7 @@ _IDLE_MARGIN = 120
 _PATIENCE = 600
 """Seconds that a sandbox waits for an agent; then whoever launched it has died."""
 _ROLL_BACK = 60.0
+_SWEEP = 1.0
 _CHECK_SECONDS = 10.0
 _TAG = "mlinfra"
 _VOLUME = "/root/mlinfra"
@@ -168,13 +171,15 @@ class ModalProvider(ExecProvider):
             volumes[_VOLUME] = modal.Volume.from_name(
                 options.volume, create_if_missing=True, version=2
             )
-        try:
-            return await modal.Sandbox.create.aio(
+        pins = await anyio.to_thread.run_sync(packages.pins)
+        image = await _image(pins.split()).build.aio(app)
+        creating = asyncio.ensure_future(
+            modal.Sandbox.create.aio(
                 *_guard(key),
                 app=app,
                 name=f"{_TAG}-{key}",
                 tags={_TAG: key},
-                image=await _image(),
+                image=image,
                 gpu=None if gpu is None else f"{rates.sku(gpu.name)}:{gpu.count}",
                 cpu=options.cpu,
                 memory=self._memory() >> 20,
@@ -185,8 +190,26 @@ class ModalProvider(ExecProvider):
                 timeout=seconds,
                 idle_timeout=round(request.idle) + _IDLE_MARGIN,
             )
+        )
+        try:
+            return await asyncio.shield(creating)
         except AlreadyExistsError:
             return await modal.Sandbox.from_name.aio(options.app, f"{_TAG}-{key}")
+        except asyncio.CancelledError:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(_ROLL_BACK):
+                await self._undone(creating, key)
+            raise
+
+    async def _undone(self, creating: asyncio.Future[Sandbox], key: str) -> None:
+        """Terminate a sandbox that may not be made yet. Its call is not cancelled: the service
+        could have got it, and make the sandbox when nobody looks any more."""
+        ended = False
+        while not ended:
+            ended = creating.done()
+            with contextlib.suppress(MlinfraError):
+                await self._end(key)
+            await asyncio.wait([creating], timeout=_SWEEP)
+        creating.exception()  # it has been dealt with
 
     async def _app(self) -> App:
         import modal
@@ -279,12 +302,11 @@ def _guard(key: str) -> list[str]:
     return ["sh", "-c", script, "guard", key, str(_PATIENCE)]
 
 
-async def _image() -> Image:
+def _image(pins: Sequence[str]) -> Image:
     """Debian with this Python, and the SDK's own requirements in the image's Python and in uv's
     cache, where the bootstrap finds them. Modal builds it once for these versions."""
     import modal
 
-    pins = (await anyio.to_thread.run_sync(packages.pins)).split()
     python = f"{sys.version_info[0]}.{sys.version_info[1]}"
     return (
         modal.Image.debian_slim(python_version=python)
