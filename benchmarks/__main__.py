@@ -22,6 +22,7 @@ SUITES = (
     "runs",
     "ssh",
     "transparency",
+    "files",
 )
 RESULTS = Path(__file__).parent / "results"
 

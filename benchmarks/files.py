@@ -1,8 +1,7 @@
-"""The notebook's folder and its twin: `python -m benchmarks files [--small]`.
+"""The notebook's folder and its twin: `python -m benchmarks files`; small with `SMALL=1` before it.
 
-A session with an isolated machine, already started, and rsync between two folders of the same disk
-or, where an sshd for tests can be started, over ssh on loopback. Each is given the same files;
-what rsync is measured at includes its start, as it has no machine that is already there.
+A session with an isolated machine, already started, and rsync between two folders of the same disk,
+which starts anew each time but encrypts nothing. Both are given the same files.
 Peak memory is that of the benchmark's own process and of the machine's agent, above what they had
 before.
 """
@@ -12,7 +11,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -22,7 +20,7 @@ import psutil
 from benchmarks.harness import Figure, median, say
 
 MIB = 1 << 20
-SMALL = "--small" in sys.argv
+SMALL = bool(os.environ.get("SMALL"))
 COUNT = 1000 if SMALL else 10_000
 BIG = (64 if SMALL else 2048) * MIB
 ROUNDS = 3

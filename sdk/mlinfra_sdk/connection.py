@@ -343,7 +343,7 @@ class Connection:
         self._client, self._synced = client, machine.id
         self._shared_store = info.store == self._store.id
         self._former, self._generation = self._generation or self._former, 0
-        self._files.connected(client, machine, shared=self._shares_files)
+        self._files.connected(client, machine, shared=self._shares_files, sync=self.request.sync)
         if not again:
             self._local.forget("its machine has ended")
             self._kernel, self._former = "", 0

@@ -46,10 +46,14 @@ class SessionFiles:
             if self._workspace is not None:
                 self._workspace.exclude(path)
 
-    def connected(self, client: AgentClient, machine: LiveMachine, *, shared: bool) -> None:
+    def connected(
+        self, client: AgentClient, machine: LiveMachine, *, shared: bool, sync: bool
+    ) -> None:
         """The session has this connection now; ``shared``: the machine has our files."""
         self._workspace = None
         self._link = None if shared else (client, machine)
+        if sync and not shared:  # also what is prepared before the first sync works there
+            places.register(workspace_name(self.root), str(self.root))
 
     def disconnected(self) -> None:
         """It has none."""

@@ -74,7 +74,7 @@ def here(service: Emulator, tmp_path: Path) -> Iterator[Place]:
 
 
 def request(**values: Any) -> Request:
-    return Request(**{"on": "modal", "idle": 300.0, "env": "none", **values})
+    return Request(**{"on": "modal", "idle": 300.0, "env": "none", "sync": False, **values})
 
 
 def session(**values: Any) -> Session:
@@ -222,7 +222,7 @@ def test_an_interrupt_ends_the_wait_for_capacity(service: Emulator, here: Place)
         """
         import mlinfra_sdk
         try:
-            with mlinfra_sdk.Session(on="modal", gpu="B200", env="none") as session:
+            with mlinfra_sdk.Session(on="modal", gpu="B200", env="none", sync=False) as session:
                 session.run("1")
         except KeyboardInterrupt:
             print("interrupted")
@@ -251,7 +251,7 @@ def test_a_killed_client_leaves_no_sandbox_and_another_process_finds_one(
     code = """
         import msgspec, os, sys
         import mlinfra_sdk
-        session = mlinfra_sdk.Session(on="modal", machine="shared", env="none")
+        session = mlinfra_sdk.Session(on="modal", machine="shared", env="none", sync=False)
         session.run("import os; box = os.environ['MODAL_SANDBOX_ID']")
         session.configure(msgspec.structs.replace(session.request, idle=float(sys.argv[1])))
         session.run("pass")

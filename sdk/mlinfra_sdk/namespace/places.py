@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+from contextlib import suppress
 
 _here: dict[str, str] = {}
 """Roots of workspaces on this side, by their names."""
@@ -62,6 +63,9 @@ def get_cwd() -> Place | None:
 def set_cwd(place: Place) -> None:
     """Go there, or to the nearest directory above it that exists here."""
     name, inner = place
+    if _base and (root := _path((name, ""))) is not None:
+        with suppress(OSError):  # the first run may come before the first sync
+            os.makedirs(root, mode=0o700, exist_ok=True)
     while (path := _path((name, inner))) is not None:
         if os.path.isdir(path):
             os.chdir(path)
