@@ -79,7 +79,8 @@ async def _main(url: str, token: str) -> list[Figure]:
     trip = await _round_trip(await open_process(server, kernel, ["cat"]))
     peers = {}
     if importlib.util.find_spec("jupyter_kernel_client") is not None:
-        peers[_PEER] = await anyio.to_thread.run_sync(_peer_trip, url, token, kernel)
+        trips = await anyio.to_thread.run_sync(_peer_trip, url, token, kernel)
+        peers[_PEER] = trips * 1e3
     say("bulk")
     up = await _up(await open_process(server, kernel, [sys.executable, "-c", _SINK]))
     down = await _down(await open_process(server, kernel, [sys.executable, "-c", _SOURCE]))
