@@ -41,6 +41,7 @@ def show_status(resolved: Resolved, session: Session | None) -> None:
         at_most = f", and {units.format_duration(latest)} after its start" if latest else ""
         idle = units.format_duration(session.request.idle)
         print(f"  it stops by itself after {idle} without work{at_most}")
+        print(f"  hard stop: {machine.provider.capabilities.hard_stop_in_words}")
     print()
     show_settings(resolved)
 

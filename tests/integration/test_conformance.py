@@ -13,6 +13,8 @@ from sshd import Sshd
 from mlinfra_sdk import paths
 from mlinfra_sdk.testing import ProviderSuite
 
+pytestmark = pytest.mark.timeout(300)
+
 
 @contextmanager
 def without_folder_for_machines(parent: Path) -> Iterator[None]:

@@ -27,6 +27,9 @@ from mlinfra_sdk.session import Session
 from mlinfra_sdk.spec import Request, parse, resolve
 from mlinfra_sdk.testing import run
 
+# Packages are sent to a host without an index, and unpacked there.
+pytestmark = pytest.mark.timeout(300)
+
 
 @pytest.fixture
 def door(tmp_path: Path) -> Iterator[Sshd]:
@@ -149,7 +152,7 @@ def test_no_python_of_this_version(door: Sshd, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_directory_that_others_can_read(box: Sshd) -> None:
-    with Session(namespace={}, on="ssh:box", sync=False) as session:
+    with Session(namespace={}, on="ssh:box", sync=False, env="none") as session:
         session.run("1")
     box.cache.chmod(0o755)
     try:
@@ -171,7 +174,7 @@ def test_with_python_alone(tmp_path: Path) -> None:
     )
     python.chmod(0o755)
     with running(tmp_path / "box", PATH=str(tools)) as bare, bare.known():
-        with Session(namespace={}, on="ssh:box", sync=False) as session:
+        with Session(namespace={}, on="ssh:box", sync=False, env="none") as session:
             session.run("import os, sys; place = sys.prefix")
             assert session.namespace["place"].startswith(str(bare.cache))
         assert [path.name for path in bare.cache.glob("new.*")] == []
@@ -219,7 +222,7 @@ _CLIENT = """
 import os, sys
 from mlinfra_sdk.namespace.analysis import cell_names
 from mlinfra_sdk.session import Session
-session = Session(namespace={}, on="ssh:box", sync=False, machine="kept", idle="5m")
+session = Session(namespace={}, on="ssh:box", sync=False, env="none", machine="kept", idle="5m")
 session.run("x = 20")
 code = sys.argv[1]
 session.start(code, cell_names(code, session.namespace, code), count=1, label="train")
@@ -233,7 +236,7 @@ def test_a_machine_outlives_its_client_and_is_found_again(box: Sshd, tmp_path: P
     died = subprocess.run([sys.executable, "-c", _CLIENT, code], capture_output=True)
     assert died.returncode == -signal.SIGKILL, died.stderr
     recorder = Recorder()
-    with Session(namespace={}, on="ssh:box", sync=False, machine="kept") as session:
+    with Session(namespace={}, on="ssh:box", sync=False, env="none", machine="kept") as session:
         try:
             go.touch()
             session.attach("train", frontend=recorder)

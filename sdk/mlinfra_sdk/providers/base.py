@@ -29,6 +29,19 @@ class Capabilities(msgspec.Struct, frozen=True):
     hard_stop: str
     shared_fs: bool = False
 
+    @property
+    def hard_stop_in_words(self) -> str:
+        """What happens to a machine whose agent does not end it."""
+        return _HARD_STOPS[self.hard_stop]
+
+
+_HARD_STOPS = {
+    "provider": "its provider ends it in any case",
+    "host": "it turns itself off in any case",
+    "worker": "only the worker ends: the host stays on",
+    "none": "nothing ends it but you",
+}
+
 
 class Problem(msgspec.Struct, frozen=True):
     """Something that keeps a provider from working, and how to mend it."""
