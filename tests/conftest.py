@@ -13,14 +13,20 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def modal_emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
-    """Modal's service, which this process's client talks to; one client a process, so there is
-    one service for all tests."""
+def modal_service() -> Iterator[Emulator]:
+    """Modal's service; a process has one client, so there is one service for all tests."""
     from emulators.modal import emulator
 
-    home: Path = tmp_path_factory.mktemp("modal-home")
-    with emulator() as service, pytest.MonkeyPatch.context() as patch:
-        for name, value in service.environment.items():
-            patch.setenv(name, value)
-        patch.setenv("MODAL_CONFIG_PATH", str(home / "modal.toml"))
+    with emulator() as service:
         yield service
+
+
+@pytest.fixture
+def modal_emulator(
+    modal_service: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Emulator:
+    """The service, to which the environment of this test sends clients."""
+    for name, value in modal_service.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MODAL_CONFIG_PATH", str(tmp_path / "modal.toml"))
+    return modal_service
