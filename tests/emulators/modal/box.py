@@ -21,9 +21,6 @@ from emulators.modal.volumes import Volume
 HOME = "/root"
 """Where HOME lies in the sandboxes of the real service; paths below it are mapped."""
 
-KEPT = (f"{HOME}/.cache/mlinfra/sdk",)
-"""Folders that a sandbox finds as the last one has left them, which those of the real service do
-not: only the first one of the tests installs packages."""
 _TICK = 0.1
 _Result = api_pb2.GenericResult
 
@@ -127,11 +124,6 @@ class Box:
             place = self.local(path)
             place.parent.mkdir(parents=True, exist_ok=True)
             place.symlink_to(volume.folder)
-        for path in KEPT:
-            place, kept = self.local(path), self.folder.parent / "kept" / path[1:]
-            kept.mkdir(parents=True, exist_ok=True)
-            place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            place.symlink_to(kept)
         for name in ("python", "python3"):
             (bin_folder / name).symlink_to(python)
         programs = {"uv": UV.format(python=python, image=python.parent.parent)} if has_uv else {}
