@@ -155,7 +155,10 @@ class Sshd:
     def hang_up(self) -> None:
         """End the connection that the user's processes share."""
         for host in ("box", "jumped"):
-            subprocess.run(SshRemote(host).command("-Oexit"), capture_output=True)
+            command = SshRemote(host).command("-Oexit")
+            subprocess.run(command, capture_output=True)
+        (path,) = [it.partition("=")[2] for it in command if it.startswith("-oControlPath=")]
+        shutil.rmtree(Path(path).parent)
 
 
 @contextmanager
