@@ -27,7 +27,8 @@ def checked(
         say(f"That the machine has {offered} cannot be checked: only NVIDIA's driver is asked.")
         return machine
     given = judge(machine.name, wanted, offered, devices)
-    if offered is not None and wanted.rank(given) != wanted.rank(offered):
+    meant = wanted.rank(offered) if offered is not None else None
+    if meant is not None and wanted.rank(given) != meant:
         say(f"The machine has {given} instead of {offered}, which gpu={wanted} allows.")
     return replace(machine, offer=msgspec.structs.replace(machine.offer, gpu=given))
 

@@ -131,7 +131,7 @@ def _set_up(name: str) -> Provider | str:
     provider = providers.load(name)
     needs = type(provider).argument
     if needs and targets.find(name) == targets.Target(name, name):
-        return f"It needs a {needs}, as in on={name}:{needs.upper()}."
+        return f"It needs its {needs}, as in on={name}:{needs.upper()}."
     problems = provider.check()
     return problems[0].what if problems else provider
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from mlinfra_sdk.errors import LinkError, MlinfraError, ProviderError
+from mlinfra_sdk.errors import LinkError, MlinfraError, NoCapacity, ProviderError
 
 INSTALL = 'Run: pip install "mlinfra-sdk[modal]"'
 LOG_IN = "Run: modal token new (it opens a browser), then restart this kernel."
@@ -65,7 +65,7 @@ def translate(error: Exception) -> MlinfraError:
         case theirs.AuthError() | theirs.PermissionDeniedError():
             return ProviderError(f"Modal does not let you in: {text}.", hint=LOG_IN)
         case theirs.ResourceExhaustedError():
-            return ProviderError(
+            return NoCapacity(
                 f"Modal has no machine for you now: {text}.",
                 hint="Try again later, take another GPU (gpu=A10|L4|T4), or raise the limit of "
                 "your workspace at https://modal.com/settings.",
