@@ -98,8 +98,9 @@ build() {
   install
   "$work/env/bin/python" -I -c 'import ipykernel.ipkernel, mlinfra_sdk.worker.agent' \
     >"$work/log" 2>&1 || fail start
-  rm -rf "$env" && mkdir -p "$home/sdk" || fail disk
-  # Another launch may have been quicker: what it has made is just as good.
+  mkdir -p "$home/sdk" || fail disk
+  # Another launch may have been quicker: what it has made is just as good, and in use by now.
+  [ -x "$env/bin/python" ] || rm -rf "$env"
   "$work/env/bin/python" -c 'import os, sys; os.rename(*sys.argv[1:])' "$work/env" "$env" \
     2>"$work/log" || [ -x "$env/bin/python" ] || fail disk
   rm -rf "$work"
