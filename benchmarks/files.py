@@ -1,16 +1,17 @@
 """The notebook's folder and its twin: `python -m benchmarks files`; small with `SMALL=1` before it.
 
-A session with an isolated machine, already started, and rsync between two folders of the same disk,
-which starts anew each time but encrypts nothing. Both are given the same files.
-Peak memory is that of the benchmark's own process and of the machine's agent, above what they had
-before.
+A session with a machine over ssh to an sshd on loopback, already started, and rsync over the same
+ssh connection (ControlMaster). Both are given the same files. Peak memory is that of the
+benchmark's own process and of the machine's agent, above what they had before.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -18,6 +19,12 @@ from pathlib import Path
 import psutil
 
 from benchmarks.harness import Figure, median, say
+from mlinfra_sdk.providers.ssh import SshRemote
+from mlinfra_sdk.session import Session
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "integration"))
+
+from sshd import Sshd, running
 
 MIB = 1 << 20
 SMALL = bool(os.environ.get("SMALL"))
@@ -28,18 +35,21 @@ GOAL_MEMORY = 200 * MIB
 
 
 class Pair:
-    """A folder, its twin on a machine, and a copy that rsync makes."""
+    """A folder, its twin on a machine, and a copy that rsync makes there."""
 
-    def __init__(self, folder: Path) -> None:
-        from mlinfra_sdk import Session
-
+    def __init__(self, folder: Path, box: Sshd) -> None:
         self.source = folder / "source"
         self.copy = folder / "copy"
         self.source.mkdir()
-        self.session = Session(isolate=True, root=self.source, sync_limit="4GB", namespace={})
+        self.session = Session(
+            on="ssh:box", env="none", root=self.source, sync_limit="4GB", namespace={}
+        )
         self.session.run("1")
-        agents = [it for it in psutil.Process().children(recursive=True) if _is_agent(it)]
-        self.agent = agents[0].pid
+        machine = self.session.machine
+        assert machine is not None
+        self.agent = next(it.pid for it in psutil.process_iter() if _is_agent(it, machine.id))
+        options = SshRemote("box").command()[1:-2]  # without the program and the host
+        self._ssh = shlex.join([str(box.folder / "client" / "ssh"), *options])
 
     def sync(self) -> float:
         start = time.perf_counter()
@@ -47,25 +57,33 @@ class Pair:
         return time.perf_counter() - start
 
     def rsync(self, *options: str) -> float:
-        command = ["rsync", "-a", "--delete", *options, f"{self.source}/", f"{self.copy}/"]
+        own = ["rsync", "-a", "--delete", "-e", self._ssh, *options]
+        command = [*own, f"{self.source}/", f"box:{self.copy}/"]
         start = time.perf_counter()
         subprocess.run(command, check=True)
         return time.perf_counter() - start
 
 
-def _is_agent(process: psutil.Process) -> bool:
-    return "mlinfra_sdk.worker" in process.cmdline()
+def _is_agent(process: psutil.Process, key: str) -> bool:
+    try:
+        command = process.cmdline()
+    except psutil.Error:
+        return False
+    return "mlinfra_sdk.worker" in command and command[-1].endswith(key)
 
 
 def main() -> list[Figure]:
     """All figures of this module."""
     folder = Path(tempfile.mkdtemp(prefix="mlinfra-bench-"))
     os.environ["MLINFRA_HOME"] = str(folder / "home")
-    pair = Pair(folder)
     try:
-        return [*_many(pair), *_one_byte(pair)]
+        with running(folder / "box") as box, box.known():
+            pair = Pair(folder, box)
+            try:
+                return [*_many(pair), *_one_byte(pair)]
+            finally:
+                pair.session.stop()
     finally:
-        pair.session.stop()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -85,7 +103,7 @@ def _many(pair: Pair) -> list[Figure]:
         shutil.rmtree(data)
         pair.session.sync(delete=True)
         pair.rsync()
-    note = f"median of {ROUNDS}; rsync -a between local folders"
+    note = f"median of {ROUNDS}; rsync -a over the same ssh connection"
     return [
         _figure(f"{COUNT} files of 4 kB, first", median(first), median(first_rsync), note),
         _figure(f"{COUNT} files of 4 kB, again", median(again), median(again_rsync), note),
@@ -110,7 +128,7 @@ def _one_byte(pair: Pair) -> list[Figure]:
         ours.append(pair.sync())
         theirs.append(pair.rsync("--no-whole-file"))
     memory = max(_peak(pid) - old for pid, old in zip(processes, before, strict=True))
-    note = "rsync -a between local folders"
+    note = "rsync -a over the same ssh connection"
     name = f"{BIG // MIB} MiB in one file"
     return [
         _figure(f"{name}, first", first, first_rsync, f"once; {note}", goal=""),

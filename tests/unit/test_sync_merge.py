@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from twins import Twins, contents, twins
 
@@ -123,7 +123,11 @@ def act(root: Path, what: str, name: str, number: int, tag: str) -> str | None:
     return None
 
 
+WRITES = [(here, "write", "a", 0) for here in (False, True)]
+
+
 @given(rounds=st.lists(st.lists(acts, max_size=6), min_size=1, max_size=4))
+@example(rounds=[WRITES, WRITES, WRITES])  # several conflicts within one second
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_folders_end_alike_and_the_last_writer_of_each_side_is_kept(
     rounds: list[list[tuple[bool, str, str, int]]],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future
@@ -59,11 +60,7 @@ class Carrier(Knowledge):
     def _put_aside(self, paths: list[bytes], report: Report) -> bool:
         when = time.strftime("%Y-%m-%d %H.%M.%S")
         changes = [
-            Change(
-                path,
-                self._entries[path].state,
-                to=names.conflict_name(path, self._machine_name, when),
-            )
+            Change(path, self._entries[path].state, to=self._name_aside(path, when))
             for path in paths
         ]
         problems = [""] * len(changes)
@@ -76,6 +73,14 @@ class Carrier(Knowledge):
                     f" the machine's is {names.shown(change.to)!r}."
                 )
         return self._judge(changes, problems, report)
+
+    def _name_aside(self, path: bytes, when: str) -> bytes:
+        """A name that is free on both sides: there may be two conflicts within a second."""
+        taken = self._tree.known.keys() | self._entries.keys()
+        taken |= self._tree.skipped.keys() | self._skipped.keys()
+        numbered = itertools.chain([when], (f"{when} {number}" for number in itertools.count(2)))
+        found = (names.conflict_name(path, self._machine_name, it) for it in numbered)
+        return next(name for name in found if name not in taken)
 
     def _noted(self, applied: Applied) -> list[str]:
         """Our own changes need not be listed to us."""
