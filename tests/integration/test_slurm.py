@@ -211,9 +211,8 @@ def test_a_cluster_behind_ssh(
 ) -> None:
     """Slurm's commands are those of the login node; here there is only ssh."""
     home = os.environ["MLINFRA_HOME"]
-    with running(tmp_path / "login", MLINFRA_HOME=home, **cluster.env) as login:
+    with running(tmp_path / "login", MLINFRA_HOME=home, **cluster.env) as login, login.known():
         monkeypatch.delenv("SLURM_CONF")
-        monkeypatch.setenv("PATH", login.client_environment["PATH"])
         with session(on="slurm:box") as it:
             it.push(x=[1])
             it.run("import os; x.append(2); job = os.environ['SLURM_JOB_ID']")
