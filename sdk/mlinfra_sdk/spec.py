@@ -429,6 +429,8 @@ def resolve(layers: Iterable[Layer]) -> Resolved:
 
 def _target_layer(on: str) -> Layer:
     """What the target's own table says of settings."""
+    if on == targets.AUTO:  # the most frequent one, and none that could be found
+        return Layer(on, {})
     try:
         target = targets.find(on)
     except ValueError:  # its table was there when on= was parsed
