@@ -263,7 +263,7 @@ def test_a_ledger_held_by_another_process_is_explained(
     Ledger.open(path).close()
     holder = sqlite3.connect(path, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
-    monkeypatch.setattr("mlinfra_sdk.ledger.ledger._BUSY_SECONDS", 0.1)
+    monkeypatch.setattr("mlinfra_sdk.ledger.file._BUSY_SECONDS", 0.1)
     ledger = Ledger.open(path)
     with pytest.raises(LedgerError, match="was busy"):
         ledger.intend_machine(name="m", provider="local", price=Price(0, "", ""))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlinfra_sdk.errors import LedgerError
-from mlinfra_sdk.ledger import Cost, Ledger, Price
-from mlinfra_sdk.ledger.attribution import attribute
+from mlinfra_sdk.ledger import Charge, Cost, Ledger, Measurement, Price
+from mlinfra_sdk.ledger.metering import Interval, Meter
 from mlinfra_sdk.ledger.schema import MIGRATIONS, migrate
 
 PRICE = Price(3_600_000, "tests", "2026-01-01")  # 1000 micro-USD per second
@@ -141,34 +143,257 @@ def test_several_threads_write_at_once(ledger: Ledger) -> None:
 
 
 spans = st.tuples(st.floats(0, 1000), st.floats(0, 500))
+rates = st.integers(0, 50_000_000)
 
 
 @given(
-    st.integers(0, 50_000_000),
-    st.floats(0, 500),
-    st.floats(0, 800),
-    st.lists(spans, max_size=12),
-    st.floats(0, 1000),
-    st.floats(0, 1000),
+    price=st.builds(
+        Price,
+        rates,
+        st.just("tests"),
+        st.just("2026-01-01"),
+        st.sampled_from([0.0, 1.0, 60.0, 3600.0]),
+        st.sampled_from([0.0, 60.0, 600.0]),
+    ),
+    started=st.floats(0, 500),
+    length=st.floats(0.001, 800),
+    works=st.lists(st.tuples(spans, st.integers(0, 10**12)), max_size=12),
+    changes=st.lists(
+        st.builds(
+            Interval,
+            st.sampled_from(["machine", "storage", "egress"]),
+            st.floats(0, 1500),
+            st.none() | st.floats(1500, 3000),
+            rates,
+        ),
+        max_size=5,
+    ),
+    transferred=st.lists(st.tuples(st.floats(0, 1500), st.integers(0, 10**12)), max_size=3),
+    since=st.floats(0, 1000),
+    until=st.floats(0, 1000),
 )
 def test_runs_and_idle_add_up_to_the_machine_always(
-    price: int,
+    price: Price,
     started: float,
     length: float,
-    works: list[tuple[float, float]],
+    works: list[tuple[tuple[float, float], int]],
+    changes: list[Interval],
+    transferred: list[tuple[float, int]],
     since: float,
     until: float,
 ) -> None:
-    runs = [(number, begin, begin + span) for number, (begin, span) in enumerate(works)]
-    cost = attribute(price, started, started + length, runs, since=since, until=until)
+    runs = [
+        (number, begin, begin + span, size)
+        for number, ((begin, span), size) in enumerate(works, start=1)
+    ]
+    meter = Meter(price=price, started=started, stopped=started + length, intervals=changes)
+    cost = meter.costs(runs, transferred, since=since, until=until)
     assert cost.total == cost.idle + sum(cost.runs.values())
     assert min([cost.idle, cost.total, *cost.runs.values()]) >= 0
-    assert cost.total == pytest.approx(price * cost.seconds / 3600, abs=1.01)
+    if until > since:  # parts of a span add up to it
+        middle = (since + until) / 2
+        parts = [
+            meter.costs(runs, transferred, since=begin, until=end)
+            for begin, end in ((since, middle), (middle, until))
+        ]
+        assert sum(part.total for part in parts) == cost.total
 
 
 def test_runs_at_the_same_time_share() -> None:
-    cost = attribute(3_600_000, 0, 10, [(1, 0, 6), (2, 2, 6)], since=0, until=100)
+    meter = Meter(price=PRICE, started=0, stopped=10)
+    cost = meter.costs([(1, 0, 6, 0), (2, 2, 6, 0)], [], since=0, until=100)
     assert cost == Cost(10_000, 4000, 10.0, {1: 4000, 2: 2000})
+
+
+@pytest.mark.parametrize(
+    ("granularity", "minimum", "seconds", "billed"),
+    [
+        (0.0, 0.0, 61.5, 61.5),
+        (1.0, 0.0, 61.5, 62.0),
+        (1.0, 0.0, 62.0, 62.0),
+        (60.0, 0.0, 61.5, 120.0),
+        (3600.0, 0.0, 61.5, 3600.0),
+        (1.0, 60.0, 3.2, 60.0),
+        (1.0, 60.0, 75.2, 76.0),
+    ],
+)
+def test_billing_goes_in_steps_and_has_a_minimum(
+    ledger: Ledger, granularity: float, minimum: float, seconds: float, billed: float
+) -> None:
+    price = Price(3_600_000, "tests", "2026-01-01", granularity, minimum)
+    it = ledger.intend_machine(name="m", provider="cloud", price=price, at=0.0)
+    ledger.machine_started(it, at=1000.0)
+    run = ledger.open_run(it, at=1001.0)
+    ledger.close_run(run, status="done", seconds=1.0)
+    ledger.machine_stopped(it, reason="idle", at=1000.0 + seconds)
+    cost = ledger.cost(until=10_000.0)
+    assert cost.total == billed * 1000
+    assert cost.runs == {run: 1000}, "what the steps add is nobody's"
+    assert cost.idle == (billed - 1) * 1000
+
+
+def test_prices_change_while_a_machine_runs(ledger: Ledger) -> None:
+    it = machine(ledger, at=1000.0)
+    half = Price(1_800_000, "spot market", "2026-01-01")
+    ledger.price_changed(it, half, at=1010.0)
+    ledger.price_changed(it, PRICE, at=1030.0)
+    ledger.price_changed(it, PRICE, at=1030.0)  # told twice
+    ledger.machine_stopped(it, reason="idle", at=1040.0)
+    assert ledger.cost(until=2000.0).total == (10 + 20 / 2 + 10) * 1000
+    assert ledger.cost(since=1010.0, until=1030.0).total == 10_000
+
+
+def test_a_disk_costs_when_its_machine_is_stopped_until_it_is_removed(ledger: Ledger) -> None:
+    it = machine(ledger, at=1000.0)
+    disk = Price(36_000, "disk", "2026-01-01")  # 10 micro-USD per second
+    ledger.price_changed(it, disk, kind="storage", at=1000.0)
+    ledger.machine_stopped(it, reason="stopped", at=1010.0)
+    running = ledger.cost(until=1010.0)
+    assert (running.total, running.seconds) == (10_100, 10.0)
+    later = ledger.cost(since=1010.0, until=1110.0)
+    assert (later.total, later.idle, later.seconds) == (1000, 1000, 0.0)
+    ledger.price_ended(it, "storage", at=1110.0)
+    assert ledger.cost(until=9999.0).total == 11_100
+
+
+def test_what_leaves_a_machine_costs_where_it_is_priced(ledger: Ledger) -> None:
+    it = machine(ledger, at=1000.0)
+    per_gb = Price(90_000, "egress", "2026-01-01")
+    ledger.price_changed(it, per_gb, kind="egress", at=1000.0)
+    run = ledger.open_run(it, at=1001.0)
+    ledger.close_run(run, status="done", seconds=1.0, bytes_up=10**9, bytes_down=2 * 10**9)
+    moved = ledger.open_transfer(it, "down", "checkpoint", at=1003.0)
+    assert [transfer.seconds for transfer in ledger.transfers(it)] == [None]
+    for size in (10**9, 5):  # closed twice
+        ledger.close_transfer(moved, size=size, seconds=2.0)
+    up = ledger.open_transfer(it, "up", "dataset", at=1003.0)
+    ledger.close_transfer(up, size=10**12, seconds=2.0)
+    ledger.machine_stopped(it, reason="idle", at=1010.0)
+    assert [(it.direction, it.what, it.bytes) for it in ledger.transfers()] == [
+        ("down", "checkpoint", 10**9),
+        ("up", "dataset", 10**12),
+    ]
+    cost = ledger.cost(until=2000.0)
+    assert cost.runs == {run: 1000 + 180_000}
+    assert cost.idle == 9000 + 90_000
+
+
+def test_a_bill_is_recorded_once_and_kept_apart_from_the_estimate(ledger: Ledger) -> None:
+    it, other = machine(ledger, at=1000.0), machine(ledger, at=1000.0)
+    run = ledger.open_run(it, at=1000.0)
+    ledger.close_run(run, status="done", seconds=5.0)
+    for stopped in (it, other):
+        ledger.machine_stopped(stopped, reason="idle", at=1010.0)
+    assert ledger.ask_charge(it)
+    assert not ledger.ask_charge(it, again_after=3600), "somebody has just asked"
+    assert ledger.ask_charge(it)
+    assert ledger.charged(it, 12_001, source="the bill", at=1.0)
+    assert not ledger.charged(it, 999, source="the bill again")
+    assert not ledger.ask_charge(it)
+    (charge,) = ledger.charges()
+    assert charge == Charge(
+        machine_id=it,
+        kind="machine",
+        asked_at=charge.asked_at,
+        recorded_at=1.0,
+        amount=12_001,
+        source="the bill",
+    )
+    costs = ledger.costs(until=2000.0)
+    assert costs.estimate.total == 20_000
+    assert (costs.billed.total, costs.billed.runs, costs.billed.idle) == (12_001, {run: 6000}, 6001)
+    assert costs.best.total == 22_001
+    assert ledger.costs(it, since=1000.0, until=1005.0).billed.total == 6000
+
+
+def test_a_launch_that_failed_costs_what_is_billed_for_it(ledger: Ledger) -> None:
+    it = ledger.intend_machine(name="m", provider="cloud", price=PRICE, at=0.0)
+    ledger.machine_stopped(it, reason="launch failed", at=50.0)
+    ledger.charged(it, 70, source="the bill")
+    costs = ledger.costs(until=100.0)
+    assert (costs.estimate.total, costs.best.total, costs.best.idle) == (0, 70, 70)
+
+
+def test_a_machine_that_outlived_its_record_is_not_forgotten(ledger: Ledger) -> None:
+    it = ledger.intend_machine(name="m", provider="cloud", price=PRICE, at=100.0)
+    ledger.machine_stopped(it, reason="launch failed", at=101.0)
+    ledger.machine_outlived(it, reason="it was still there", at=200.0)
+    ledger.machine_outlived(it, reason="it was still there", at=150.0)
+    assert ledger.cost(until=1000.0).total == 100_000
+
+
+def test_a_machine_does_not_stop_before_it_began(ledger: Ledger) -> None:
+    it = machine(ledger, at=1000.0)  # by a clock that was wrong
+    ledger.machine_stopped(it, reason="idle", at=900.0)
+    assert [found.stopped_at for found in ledger.machines()] == [1000.0]
+
+
+def test_measurements_of_a_run(ledger: Ledger) -> None:
+    run = ledger.open_run(machine(ledger))
+    found = [
+        Measurement(name="gpu_utilization", value=0.9, unit="1", source="NVML", at=5.0),
+        Measurement(name="cost_per_epoch", value=0.1, unit="USD", kind="estimated", at=4.0),
+    ]
+    ledger.measure(run, found)
+    with pytest.raises(LedgerError, match="refused"):
+        ledger.measure(run, [found[0], Measurement(name="x", value=1.0, kind="guessed")])  # type: ignore[arg-type]
+    assert [it.name for it in ledger.measurements(run)] == ["cost_per_epoch", "gpu_utilization"]
+    (one,) = ledger.measurements(name="gpu_utilization")
+    assert (one.run_id, one.value, one.kind, one.source) == (run, 0.9, "measured", "NVML")
+
+
+def test_machines_carry_the_ledgers_own_mark(ledger: Ledger, tmp_path: Path) -> None:
+    other = Ledger.open(tmp_path / "other.sqlite")
+    again = Ledger.open(ledger.path)
+    assert ledger.id == again.id != other.id
+    assert machine(ledger).startswith(ledger.id)
+    for it in (other, again):
+        it.close()
+
+
+def test_providers_are_asked_by_one_at_a_time(ledger: Ledger) -> None:
+    assert [ledger.sweep_begins(600.0) for _ in range(3)] == [True, False, False]
+    assert ledger.sweep_begins(0.0)
+
+
+MONTH = "month:2026-11"
+
+
+def test_a_budget_is_shared_and_no_money_is_promised_twice(ledger: Ledger) -> None:
+    one, other, third = (
+        ledger.intend_machine(name="m", provider="cloud", price=PRICE) for _ in range(3)
+    )
+    limits = {"notebook:a": 100_000}
+    assert ledger.allot(one, limits, 60_000) == 60_000
+    assert ledger.allot(other, limits, 60_000) == 40_000
+    assert ledger.allot(third, limits, 60_000) == 0
+    assert ledger.allot(other, {"notebook:b": 10_000}, 60_000) == 10_000, "another scope"
+    assert ledger.scope_use("notebook:a") == (0, 100_000)
+    ledger.machine_started(one, at=1000.0)
+    ledger.machine_stopped(one, reason="idle", at=1005.0)  # 5000
+    assert ledger.scope_use("notebook:a") == (5000, 40_000)
+    assert ledger.allot(third, limits, 60_000) == 55_000
+    assert ledger.allot(third, limits, 1000) == 1000, "in place of the share before"
+
+
+def test_a_machine_holds_at_least_what_it_has_cost(ledger: Ledger) -> None:
+    one, other = (ledger.intend_machine(name="m", provider="cloud", price=PRICE) for _ in range(2))
+    limits = {"notebook:a": 100_000}
+    ledger.allot(one, limits, 10_000)
+    ledger.machine_started(one, at=time.time() - 50)
+    granted = ledger.allot(other, limits, 100_000)
+    assert 40_000 < granted <= 50_000
+
+
+def test_a_month_counts_machines_without_a_share(ledger: Ledger) -> None:
+    begin = time.mktime((2026, 11, 1, 0, 0, 0, 0, 0, -1))
+    it = machine(ledger, at=begin - 10)
+    ledger.machine_stopped(it, reason="idle", at=begin + 5)
+    assert ledger.scope_use(MONTH) == (5000, 0)
+    assert ledger.scope_use("month:2026-12") == (0, 0)
+    next_one = ledger.intend_machine(name="m", provider="cloud", price=PRICE)
+    assert ledger.allot(next_one, {MONTH: 8000, "notebook:a": 100_000}, 50_000) == 3000
+    assert ledger.scope_use("notebook:a") == (0, 3000)
 
 
 def test_the_file_belongs_to_the_user_alone(ledger: Ledger, path: Path) -> None:
@@ -201,10 +426,11 @@ def test_a_file_damaged_later_is_explained(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[4096:] = b"\xff" * (len(content) - 4096)
     path.write_bytes(content)
-    ledger = Ledger.open(path)
-    with pytest.raises(LedgerError, match="is damaged"):
+    with (
+        pytest.raises(LedgerError, match="is damaged"),
+        contextlib.closing(Ledger.open(path)) as ledger,
+    ):
         ledger.machines()
-    ledger.close()
 
 
 def test_a_newer_schema_is_explained_and_left_alone(path: Path) -> None:
@@ -232,6 +458,19 @@ def test_an_older_file_is_brought_up_to_date_at_once_or_not_at_all(tmp_path: Pat
     assert connection.execute("SELECT id, more FROM machines").fetchall() == [("a", None)]
     assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS) + 1,)
     connection.close()
+
+
+def test_a_file_of_the_first_schema_keeps_what_it_holds(tmp_path: Path) -> None:
+    path = tmp_path / "x.sqlite"
+    connection = sqlite3.connect(path, isolation_level=None)
+    migrate(connection, path, MIGRATIONS[:1])
+    connection.execute(
+        "INSERT INTO machines (id, name, provider, price, price_source, price_date, intended_at,"
+        " started_at, stopped_at) VALUES ('a', 'm', 'local', 3600000, '', '', 1, 2, 3)"
+    )
+    connection.close()
+    with contextlib.closing(Ledger.open(path)) as ledger:
+        assert (ledger.cost().total, len(ledger.id)) == (1000, 10)
 
 
 def test_a_full_database_is_explained_and_stays_readable(ledger: Ledger) -> None:

@@ -1,6 +1,17 @@
 """The ledger: what ran where, for how long and at what cost; every figure shown comes from it."""
 
 from .attribution import Cost
-from .ledger import Ledger, Machine, Price, Run
+from .ledger import Costs, Ledger
+from .records import Charge, Machine, Measurement, Price, Run, Transfer
 
-__all__ = ["Cost", "Ledger", "Machine", "Price", "Run"]
+__all__ = [
+    "Charge",
+    "Cost",
+    "Costs",
+    "Ledger",
+    "Machine",
+    "Measurement",
+    "Price",
+    "Run",
+    "Transfer",
+]

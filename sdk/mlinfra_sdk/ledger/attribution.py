@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
-
-from .. import units
 
 
 class Cost(msgspec.Struct, frozen=True):
@@ -27,7 +25,7 @@ class Cost(msgspec.Struct, frozen=True):
 
 
 def attribute(
-    price: int,
+    accrued: Callable[[float], int],
     started: float,
     stopped: float,
     runs: Iterable[tuple[int, float, float]],
@@ -35,7 +33,8 @@ def attribute(
     since: float,
     until: float,
 ) -> Cost:
-    """Divide what a machine cost between ``since`` and ``until`` among its runs (id, start, end).
+    """Divide what a machine cost between ``since`` and ``until`` among its runs (id, start, end);
+    ``accrued`` gives what it has cost in all at an instant.
 
     Each instant is paid by the runs active then, in equal parts, or is idle. The cost of a piece
     is the difference of the machine's cost so far at its two ends, so rounding never loses a
@@ -54,9 +53,9 @@ def attribute(
     active: dict[int, None] = {}
     idle = 0
     time = begin
-    spent = first = units.cost(price, begin - started)
+    spent = first = accrued(begin)
     for moment, opens, run_id in (*events, (end, 0, -1)):
-        reached = units.cost(price, moment - started)
+        reached = accrued(moment)
         if moment > time:
             idle += _share(reached - spent, active, shares)
             time, spent = moment, reached

@@ -10,133 +10,53 @@ checkpoint (``synchronous=NORMAL``): that keeps a run's two commits far below a 
 
 from __future__ import annotations
 
-import contextlib
-import os
-import re
-import sqlite3
-import threading
-import time
-import uuid
-from collections.abc import Iterator
-from pathlib import Path
+import functools
+import secrets
 from typing import Any
 
 import msgspec
 
-from .. import paths, units
-from ..catalog import is_stale
-from ..errors import LedgerError
+from .allotments import Allotments
 from .attribution import Cost, attribute
-from .schema import migrate
-
-_BUSY_SECONDS = 10.0
-_UNKNOWN = "unknown"
-
-
-class Price(msgspec.Struct, frozen=True):
-    """A rate, and why it is believed: where it was read and on which day (ISO date)."""
-
-    micro_per_hour: int
-    source: str
-    date: str
-
-    @classmethod
-    def unknown(cls) -> Price:
-        """What nobody states; it counts as nothing and is never shown as an amount."""
-        return cls(0, _UNKNOWN, "")
-
-    @property
-    def known(self) -> bool:
-        """Whether the rate is an amount."""
-        return self.source != _UNKNOWN
-
-    def describe(self) -> str:
-        """``$1.10/h (modal.com, 2026-07-01)``, with ``stale`` if it is old."""
-        if not self.known:
-            return "price unknown"
-        source = re.sub(r"^https?://([^/]+).*", r"\1", self.source).removeprefix("www.")
-        age = ", stale" if is_stale(self.date) else ""
-        return f"{units.format_usd(self.micro_per_hour)}/h ({source}, {self.date}{age})"
+from .billing import Billing
+from .file import moment
+from .metering import Interval, Meter, spread
+from .records import Machine, Price, Run
 
 
-class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """One machine, from the intent to launch it to its end. Times are Unix seconds."""
+class Costs(msgspec.Struct, frozen=True):
+    """The same time by what is believed: ``estimate`` is metered at the prices of the offers,
+    ``billed`` what providers say of those machines that they have billed, ``best`` the bill where
+    there is one, and the estimate where not."""
 
-    id: str
-    name: str
-    provider: str
-    gpu: str
-    gpu_count: int
-    handle: str
-    price: Price
-    intended_at: float
-    started_at: float | None
-    stopped_at: float | None
-    stop_reason: str
+    estimate: Cost = Cost()
+    billed: Cost = Cost()
+    best: Cost = Cost()
 
-
-class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """One piece of work on a machine. ``seconds`` is None while it is open."""
-
-    id: int
-    machine_id: str
-    kind: str
-    notebook: str
-    cell: str
-    opened_at: float
-    seconds: float | None
-    status: str
-    bytes_up: int
-    bytes_down: int
+    def __add__(self, other: Costs) -> Costs:
+        return Costs(
+            self.estimate + other.estimate, self.billed + other.billed, self.best + other.best
+        )
 
 
 _MACHINE_COLUMNS = (
     "id, name, provider, gpu, gpu_count, handle, price, price_source, price_date, "
-    "intended_at, started_at, stopped_at, stop_reason"
+    "granularity_s, minimum_s, intended_at, started_at, stopped_at, stop_reason"
 )
 _RUN_COLUMNS = ", ".join(Run.__struct_fields__)
 
 
-class Ledger:
+class Ledger(Allotments, Billing):
     """An open ledger. Safe to use from several threads; every method raises only
     :class:`LedgerError`."""
 
-    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
-        self.path = path
-        self._connection = connection
-        self._lock = threading.Lock()
-
-    @classmethod
-    def open(cls, path: Path | None = None) -> Ledger:
-        """Open the ledger, creating it (0600) if needed. Default: this user's own."""
-        try:
-            path = path or paths.data_dir() / "ledger.sqlite"
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with contextlib.suppress(FileExistsError):
-                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        except OSError as error:
-            raise LedgerError(
-                f"The ledger cannot be created: {error}.",
-                hint="Make its folder writable, or set MLINFRA_HOME to one that is.",
-            ) from error
-        with _explained(path):
-            connection = sqlite3.connect(
-                path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
-            try:
-                _use_wal(connection)
-                connection.execute("PRAGMA synchronous = NORMAL")
-                connection.execute("PRAGMA foreign_keys = ON")
-                migrate(connection, path)
-            except BaseException:
-                connection.close()
-                raise
-        return cls(path, connection)
-
-    def close(self) -> None:
-        """Close the file; the ledger object is of no use afterwards."""
+    @functools.cached_property
+    def id(self) -> str:
+        """Ten hexadecimal digits with which the ids of its machines begin: by them a machine at a
+        provider is known as one of this user on this computer."""
         with self._lock:
-            self._connection.close()
+            found: str = self._read("SELECT id FROM ledger")[0][0]
+        return found
 
     def intend_machine(
         self,
@@ -147,12 +67,15 @@ class Ledger:
         gpu: str = "",
         gpu_count: int = 0,
         at: float | None = None,
+        key: str = "",
     ) -> str:
-        """Record that a machine is about to be launched, before it is; returns its new id."""
-        machine_id = uuid.uuid4().hex
+        """Record that a machine is about to be launched, before it is; returns its id, which is
+        ``key`` if one of ours was found that is not on record."""
+        machine_id = key or self.id + secrets.token_hex(11)
         self._write(
             "INSERT INTO machines (id, name, provider, gpu, gpu_count, price, price_source,"
-            " price_date, intended_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " price_date, granularity_s, minimum_s, intended_at)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 machine_id,
                 name,
@@ -162,7 +85,9 @@ class Ledger:
                 price.micro_per_hour,
                 price.source,
                 price.date,
-                _now(at),
+                price.granularity_s,
+                price.minimum_s,
+                moment(at),
             ),
         )
         return machine_id
@@ -174,31 +99,43 @@ class Ledger:
         to find it again (without secrets)."""
         self._write(
             "UPDATE machines SET started_at = ?, handle = ? WHERE id = ?",
-            (_now(at), handle, machine_id),
+            (moment(at), handle, machine_id),
         )
 
     def machine_stopped(self, machine_id: str, *, reason: str, at: float | None = None) -> None:
-        """Record that the machine is gone since ``at``. Runs that were still open on it are closed
-        as ``lost`` at that time. A machine that is already closed keeps its first end."""
-        end = _now(at)
-        with self._lock, _explained(self.path):
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                changed = self._connection.execute(
-                    "UPDATE machines SET stopped_at = ?, stop_reason = ?"
-                    " WHERE id = ? AND stopped_at IS NULL",
-                    (end, reason, machine_id),
-                ).rowcount
-                if changed:
-                    self._connection.execute(
-                        "UPDATE runs SET status = 'lost', seconds = max(0, ? - opened_at)"
-                        " WHERE machine_id = ? AND seconds IS NULL",
-                        (end, machine_id),
-                    )
-                self._connection.execute("COMMIT")
-            finally:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
+        """Record that the machine is gone since ``at``, but not before it began. Runs that were
+        still open on it are closed as ``lost`` at that time. A machine that is already closed
+        keeps its first end."""
+        end = moment(at)
+        with self._transaction():
+            changed = self._connection.execute(
+                "UPDATE machines SET stopped_at = max(?1, ifnull(started_at, ?1)), stop_reason = ?2"
+                " WHERE id = ?3 AND stopped_at IS NULL",
+                (end, reason, machine_id),
+            ).rowcount
+            if changed:
+                self._connection.execute(
+                    "UPDATE runs SET status = 'lost', seconds = max(0, ? - opened_at)"
+                    " WHERE machine_id = ? AND seconds IS NULL",
+                    (end, machine_id),
+                )
+
+    def machine_outlived(self, machine_id: str, *, reason: str, at: float | None = None) -> None:
+        """Record that a machine ran until ``at`` although it was not believed to; it costs from
+        the intent to launch it, if its start was not seen."""
+        self._write(
+            "UPDATE machines SET stopped_at = max(?1, ifnull(stopped_at, ?1)),"
+            " started_at = ifnull(started_at, intended_at), stop_reason = ?2 WHERE id = ?3",
+            (moment(at), reason, machine_id),
+        )
+
+    def sweep_begins(self, every: float) -> bool:
+        """Whether providers were not asked for what runs within ``every`` seconds; if so, who has
+        called this is going to."""
+        return self._changed(
+            "UPDATE ledger SET swept_at = ?1 WHERE abs(?1 - swept_at) >= ?2",
+            (moment(None), every),
+        )
 
     def open_run(
         self,
@@ -215,7 +152,7 @@ class Ledger:
         return self._write(
             "INSERT INTO runs (id, machine_id, kind, notebook, cell, opened_at)"
             " VALUES (?, ?, ?, ?, ?, ?)",
-            (number, machine_id, kind, notebook, cell, _now(at)),
+            (number, machine_id, kind, notebook, cell, moment(at)),
         )
 
     def close_run(
@@ -246,11 +183,11 @@ class Ledger:
                 gpu=row[3],
                 gpu_count=row[4],
                 handle=row[5],
-                price=Price(*row[6:9]),
-                intended_at=row[9],
-                started_at=row[10],
-                stopped_at=row[11],
-                stop_reason=row[12],
+                price=Price(*row[6:11]),
+                intended_at=row[11],
+                started_at=row[12],
+                stopped_at=row[13],
+                stop_reason=row[14],
             )
             for row in self._read(
                 f"SELECT {_MACHINE_COLUMNS} FROM machines {where[active]} ORDER BY intended_at, id"
@@ -273,80 +210,71 @@ class Ledger:
         since: float = 0.0,
         until: float | None = None,
     ) -> Cost:
+        """The estimate of :meth:`costs`: what is known while a machine runs."""
+        return self.costs(machine_id, since=since, until=until).estimate
+
+    def costs(
+        self,
+        machine_id: str | None = None,
+        *,
+        since: float = 0.0,
+        until: float | None = None,
+    ) -> Costs:
         """What one machine or all of them cost from ``since`` to ``until`` (default: now).
 
         The parts always add up: runs + idle = total. Time that several runs share is divided
-        evenly between them; the wait from a machine's start to its first run is idle time.
+        evenly between them. Idle is the wait from a machine's start to its first run, what billing
+        in whole steps adds, and storage after the end.
         """
-        end = _now(until)
-        runs: dict[str, list[tuple[int, float, float]]] = {}
-        for run_id, machine, opened, seconds in self._read(
-            "SELECT id, machine_id, opened_at, seconds FROM runs"
+        end = moment(until)
+        runs: dict[str, list[tuple[int, float, float, int]]] = {}
+        for run_id, machine, opened, seconds, brought in self._read(
+            "SELECT id, machine_id, opened_at, seconds, bytes_down FROM runs"
             " WHERE (?1 IS NULL OR machine_id = ?1)",
             (machine_id,),
         ):
             closed = end if seconds is None else opened + seconds
-            runs.setdefault(machine, []).append((run_id, opened, closed))
-        result = Cost()
-        for machine, price, started, stopped in self._read(
-            "SELECT id, price, started_at, stopped_at FROM machines"
-            " WHERE started_at IS NOT NULL AND (?1 IS NULL OR id = ?1)",
+            runs.setdefault(machine, []).append((run_id, opened, closed, brought))
+        intervals: dict[str, list[Interval]] = {}
+        for machine, *interval in self._of("prices", "kind, since, until, rate", machine_id):
+            intervals.setdefault(machine, []).append(Interval(*interval))
+        moved: dict[str, list[tuple[float, int]]] = {}
+        columns = "opened_at + ifnull(seconds, 0), bytes, direction"
+        for machine, when, size, direction in self._of("transfers", columns, machine_id):
+            if direction == "down":
+                moved.setdefault(machine, []).append((when, size))
+        bills: dict[str, int] = {}
+        for machine, amount in self._of("charges", "amount", machine_id):
+            if amount is not None:
+                bills[machine] = bills.get(machine, 0) + amount
+        result = Costs()
+        for machine, *price, intended, started, stopped in self._read(
+            "SELECT id, price, price_source, price_date, granularity_s, minimum_s, intended_at,"
+            " started_at, stopped_at FROM machines WHERE (?1 IS NULL OR id = ?1)",
             (machine_id,),
         ):
-            alive_until = end if stopped is None else stopped
-            result += attribute(
-                price, started, alive_until, runs.get(machine, []), since=since, until=end
-            )
+            own = runs.get(machine, [])
+            estimate = Cost()
+            if started is not None:
+                meter = Meter(
+                    price=Price(*price),
+                    started=started,
+                    stopped=stopped,
+                    intervals=intervals.get(machine, ()),
+                )
+                estimate = meter.costs(own, moved.get(machine, ()), since=since, until=end)
+            billed, best = Cost(), estimate
+            if machine in bills:
+                begin = intended if started is None else started
+                last = max(end if stopped is None else stopped, begin + 1e-3)
+                works = [(run, opened, closed) for run, opened, closed, _ in own]
+                accrued = spread(bills[machine], begin, last)
+                billed = best = attribute(accrued, begin, last, works, since=since, until=end)
+            result += Costs(estimate, billed, best)
         return result
 
-    def _write(self, statement: str, values: tuple[Any, ...]) -> int:
-        with self._lock, _explained(self.path):
-            return self._connection.execute(statement, values).lastrowid or 0
-
-    def _read(self, statement: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-        with self._lock, _explained(self.path):
-            return self._connection.execute(statement, values).fetchall()
-
-
-def _now(at: float | None) -> float:
-    return time.time() if at is None else at
-
-
-def _use_wal(connection: sqlite3.Connection) -> None:
-    """Switch to WAL. SQLite does not wait for other processes here, so this does."""
-    deadline = time.monotonic() + _BUSY_SECONDS
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
-
-
-@contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into a :class:`LedgerError` that says what to do."""
-    try:
-        yield
-    except sqlite3.IntegrityError as error:
-        raise LedgerError(f"The ledger {path} refused an entry: {error}.") from error
-    except sqlite3.Error as error:
-        text = str(error)
-        if "not a database" in text or "malformed" in text:
-            message = f"The ledger {path} is damaged: {text}."
-            hint = "Move the file away (keep it if its history matters); a new one will be made."
-        elif "full" in text:
-            message = f"The ledger {path} cannot be written: the disk is full."
-            hint = "Free some space."
-        elif "locked" in text or "busy" in text:
-            message = f"The ledger {path} was busy for {_BUSY_SECONDS:g} s."
-            hint = "Find the process that holds it (lsof), or try again."
-        elif "readonly" in text or "unable to open" in text:
-            message = f"The ledger {path} cannot be opened for writing: {text}."
-            hint = "Make the file and its folder writable, or set MLINFRA_HOME to another folder."
-        else:
-            message = f"The ledger {path} cannot be read or written: {text}."
-            hint = "Look at the disk that it lies on, or set MLINFRA_HOME to another folder."
-        raise LedgerError(message, hint=hint) from error
+    def _of(self, table: str, columns: str, machine_id: str | None) -> list[tuple[Any, ...]]:
+        return self._read(
+            f"SELECT machine_id, {columns} FROM {table} WHERE ?1 IS NULL OR machine_id = ?1",
+            (machine_id,),
+        )

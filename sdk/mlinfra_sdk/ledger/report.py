@@ -12,7 +12,8 @@ from typing import TypeAlias
 
 import msgspec
 
-from .ledger import Ledger, Machine, Run
+from .ledger import Ledger
+from .records import Machine, Run
 
 IDLE = "(idle)"
 """The notebook of time in which no run went on."""

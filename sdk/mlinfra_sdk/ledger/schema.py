@@ -50,6 +50,77 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """,
         "CREATE INDEX runs_machine ON runs (machine_id, opened_at)",
     ),
+    (
+        """
+        CREATE TABLE ledger (
+            id       TEXT NOT NULL,             -- machines' ids begin with it: whose they are
+            swept_at REAL NOT NULL DEFAULT 0    -- when providers were last asked what runs
+        )
+        """,
+        "INSERT INTO ledger (id) VALUES (lower(hex(randomblob(5))))",
+        # The steps in which the provider bills, and the least; 0: it is not known to round.
+        "ALTER TABLE machines ADD COLUMN granularity_s REAL NOT NULL DEFAULT 0",
+        "ALTER TABLE machines ADD COLUMN minimum_s REAL NOT NULL DEFAULT 0",
+        """
+        CREATE TABLE prices (                       -- what changes or adds to machines.price
+            machine_id TEXT NOT NULL REFERENCES machines (id),
+            kind       TEXT NOT NULL CHECK (kind IN ('machine', 'storage', 'egress')),
+            since      REAL NOT NULL,
+            until      REAL,                        -- NULL: goes on, or until the next of its kind
+            rate       INTEGER NOT NULL,            -- micro-USD per hour; egress: per 10^9 bytes
+            source     TEXT NOT NULL,
+            date       TEXT NOT NULL,
+            PRIMARY KEY (machine_id, kind, since)
+        )
+        """,
+        """
+        CREATE TABLE charges (                      -- what the provider's own billing says
+            machine_id  TEXT NOT NULL REFERENCES machines (id),
+            kind        TEXT NOT NULL DEFAULT 'machine',
+            asked_at    REAL NOT NULL,              -- written before the provider is asked
+            recorded_at REAL,                       -- NULL: it has not said yet
+            amount      INTEGER,                    -- micro-USD
+            source      TEXT NOT NULL DEFAULT '',
+            PRIMARY KEY (machine_id, kind),
+            CHECK ((amount IS NULL) = (recorded_at IS NULL))
+        )
+        """,
+        """
+        CREATE TABLE transfers (                    -- data that moved beside any run
+            id         INTEGER PRIMARY KEY,
+            machine_id TEXT NOT NULL REFERENCES machines (id),
+            direction  TEXT NOT NULL CHECK (direction IN ('up', 'down')),
+            what       TEXT NOT NULL,               -- dataset, checkpoint, files ...
+            opened_at  REAL NOT NULL,
+            seconds    REAL,                        -- NULL: still open
+            bytes      INTEGER NOT NULL DEFAULT 0
+        )
+        """,
+        "CREATE INDEX transfers_machine ON transfers (machine_id, opened_at)",
+        """
+        CREATE TABLE measurements (
+            id     INTEGER PRIMARY KEY,
+            run_id INTEGER NOT NULL REFERENCES runs (id),
+            name   TEXT NOT NULL,                   -- such as gpu_utilization, images_per_second
+            value  REAL NOT NULL,
+            unit   TEXT NOT NULL DEFAULT '',
+            kind   TEXT NOT NULL CHECK (kind IN ('measured', 'sourced', 'estimated')),
+            source TEXT NOT NULL DEFAULT '',        -- how it was measured, or where it was read
+            at     REAL NOT NULL
+        )
+        """,
+        "CREATE INDEX measurements_run ON measurements (run_id, name, at)",
+        """
+        CREATE TABLE allotments (                   -- the share of a budget that a machine holds
+            machine_id TEXT NOT NULL REFERENCES machines (id),
+            scope      TEXT NOT NULL,               -- such as month:2026-11
+            amount     INTEGER NOT NULL,            -- micro-USD
+            at         REAL NOT NULL,
+            PRIMARY KEY (machine_id, scope)
+        )
+        """,
+        "CREATE INDEX allotments_scope ON allotments (scope)",
+    ),
 )
 
 
