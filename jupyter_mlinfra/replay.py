@@ -8,8 +8,12 @@ import time
 import uuid
 from typing import Any
 
+import msgspec
+
+from mlinfra_sdk.machines.ends import notice
 from mlinfra_sdk.machines.lifecycle import LiveMachine
-from mlinfra_sdk.worker.messages import Record
+from mlinfra_sdk.worker.messages import ENDING, Record
+from mlinfra_sdk.worker.watchdog import End
 
 from .cards import RunState, message
 from .comms import RemoteComms
@@ -34,6 +38,9 @@ class KernelFrontend:
         """Send a Jupyter message on; the card goes first."""
         if not self._card_id:
             self.show()
+        if record.msg_type == ENDING:
+            self.note(notice(msgspec.json.decode(record.content, type=End)))
+            return
         content: Any = record.content  # JSON already: passed on as it is
         if record.msg_type.startswith("comm_"):
             content = json.loads(content)

@@ -54,6 +54,8 @@ class RunState:
     received: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     note: str = ""
+    stops: float | None = None
+    """When the machine is going to stop if nothing more runs on it (Unix time)."""
     cost: int | None = None
     """What it cost by the ledger; until that is known, time at ``rate``."""
     seconds: dict[Phase, float] = field(default_factory=dict)
@@ -110,6 +112,7 @@ class RunState:
             "bytes_down": self.bytes_down,
             "sent": list(self.sent),
             "received": list(self.received),
+            "stops": self.stops,
             "warnings": list(self.warnings),
             "note": self.note,
         }

@@ -14,6 +14,7 @@ from mlinfra_sdk.errors import MlinfraError
 from mlinfra_sdk.jobs import RunHandle
 from mlinfra_sdk.ledger import Ledger
 from mlinfra_sdk.machines import lifecycle
+from mlinfra_sdk.machines.ends import EXTENSION, in_words
 from mlinfra_sdk.machines.portal import portal
 from mlinfra_sdk.namespace.sync import RemoteValue
 from mlinfra_sdk.spec import Layer, Request, Resolved
@@ -47,6 +48,7 @@ class RemoteMagics:
             "machines": self._machines,
             "stop": self._stop,
             "restart": self._restart,
+            "extend": self._extend,
             "pull": self._pull,
             "sync": self._sync,
             "runs": self._runs,
@@ -121,6 +123,16 @@ class RemoteMagics:
             status.stop_named(ledger, name)
         finally:
             ledger.close()
+
+    def _extend(self, command: grammar.Command) -> None:
+        session = self.sessions.current
+        if session is None or session.machine is None:
+            print("This notebook has no machine; the next %%remote cell starts one.")
+            return
+        seconds = grammar.duration(command.arguments[0]) if command.arguments else EXTENSION
+        found = session.extend(seconds)
+        self.cells.extended(session, found)
+        print(f"{session.machine.name} stops {in_words(found, busy=False)[0]}.")
 
     def _restart(self, command: grammar.Command) -> None:
         session = self.sessions.current

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from mlinfra_sdk.errors import KernelDied, MachineLost, MlinfraError, RunDetached
-from mlinfra_sdk.frontend import Frontend
+from mlinfra_sdk.frontend import Console, Frontend
 from mlinfra_sdk.jobs import RunHandle
+from mlinfra_sdk.machines.ends import in_words, notice
 from mlinfra_sdk.namespace.analysis import CellNames, cell_names
 from mlinfra_sdk.running import Outcome, Result
 from mlinfra_sdk.session import Session
@@ -18,6 +20,7 @@ from mlinfra_sdk.spec import Request
 from mlinfra_sdk.worker import messages
 from mlinfra_sdk.worker.messages import Record
 from mlinfra_sdk.worker.runs import status_after
+from mlinfra_sdk.worker.watchdog import End
 
 from ..cards import RunState
 from ..cards.state import Phase
@@ -32,6 +35,9 @@ class Cells:
         self._shell = shell
         self._sessions = sessions
         self._background: list[tuple[RunHandle, Session, Frontend, RunState | None]] = []
+        self._latest: dict[Session, tuple[Frontend, RunState | None]] = {}
+        """Where the last cell of each session was shown."""
+        sessions.noticed = self._noticed
 
     def run(self, request: Request, line: str, cell: str) -> RunHandle | None:
         """Run a cell; a detached or background one gives a handle."""
@@ -52,6 +58,20 @@ class Cells:
         )
         return None
 
+    def _noticed(self, session: Session, end: End) -> None:
+        """A machine on which nothing runs is about to end: its last card tells."""
+        frontend, card = self._latest.get(session, (Console(), None))
+        if card is not None:
+            card.stops = time.time() + end.seconds
+        frontend.note(notice(end))
+
+    def extended(self, session: Session, ends: list[End]) -> None:
+        """A machine's end was put off: its last card tells."""
+        frontend, card = self._latest.get(session, (None, None))
+        if card is not None and frontend is not None:
+            card.stops = time.time() + ends[0].seconds
+            frontend.note(f"Put off: it stops {in_words(ends, busy=False)[0]}.")
+
     def show(
         self,
         session: Session,
@@ -61,6 +81,7 @@ class Cells:
     ) -> None:
         """Wait for a result and take it over; raises what the run raised."""
         status: Phase = "error"
+        self._latest[session] = frontend, card
         try:
             result = execute()
             status = self._take(result, card)
@@ -183,6 +204,8 @@ def _finish(session: Session, frontend: Frontend, card: RunState | None, phase: 
         return
     if session.machine is not None:
         frontend.placed(session.machine)
+        end = session.next_end()
+        card.stops = time.time() + end.seconds if end is not None else None
     if card.phase != phase:
         card.enter(phase)
     frontend.show()

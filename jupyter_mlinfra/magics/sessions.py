@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from mlinfra_sdk.ledger import Machine
 from mlinfra_sdk.session import Session
 from mlinfra_sdk.spec import Request
 from mlinfra_sdk.worker.messages import RunInfo
+from mlinfra_sdk.worker.watchdog import End
 
 from ..cards import RunState
 from ..comms import RemoteComms
@@ -32,6 +33,8 @@ class Sessions:
         self._root = Path.cwd()  # a notebook's kernel starts in its folder
         self.current: Session | None = None
         """That of the last remote cell."""
+        self.noticed: Callable[[Session, End], None] = lambda session, end: None
+        """Told, in another thread, when a machine is about to end while nothing runs."""
 
     def __iter__(self) -> Iterator[Session]:
         return iter(list(self._sessions.values()))
@@ -60,6 +63,7 @@ class Sessions:
             root=self._root,
             notebook=str(self._shell.user_ns.get("__session__", "")),
         )
+        session.noticed = lambda end: self.noticed(session, end)
         kernel = self._kernel
         if kernel is not None:
             comms = RemoteComms(kernel, session, partial(KernelFrontend, kernel))

@@ -9,7 +9,7 @@ from mlinfra_sdk import cli_catalog, cli_cost, units
 from mlinfra_sdk.errors import RequestError
 from mlinfra_sdk.ledger import Ledger, Machine
 from mlinfra_sdk.ledger.report import report
-from mlinfra_sdk.machines import lifecycle
+from mlinfra_sdk.machines import ends, lifecycle
 from mlinfra_sdk.machines.portal import portal
 from mlinfra_sdk.session import Session
 from mlinfra_sdk.spec import Resolved, did_you_mean
@@ -37,10 +37,8 @@ def show_status(resolved: Resolved, session: Session | None) -> None:
             cost = session.ledger.cost(machine.id)
             python, so_far = agent.versions["Python"], units.format_usd(cost.total)
             print(f"  up {up}, {state}, Python {python}, {so_far} so far")
-        latest = session.request.time
-        at_most = f", and {units.format_duration(latest)} after its start" if latest else ""
-        idle = units.format_duration(session.request.idle)
-        print(f"  it stops by itself after {idle} without work{at_most}")
+            for line in ends.in_words(agent.ends, busy=agent.busy):
+                print(f"  it stops by itself {line}")
         print(f"  hard stop: {machine.provider.capabilities.hard_stop_in_words}")
     print()
     show_settings(resolved)
@@ -59,10 +57,17 @@ def show_machines(ledger: Ledger, alive: list[Machine]) -> None:
     """Machines that run, with their cost so far."""
     if not alive:
         print("No machine runs.")
+    agents = ends.describe(alive)
     for machine in alive:
         up = units.format_duration(time.time() - (machine.started_at or machine.intended_at))
         cost = units.format_usd(ledger.cost(machine.id).total)
         print(f"{machine.name}  on {machine.provider}  {machine.gpu or 'CPU'}  up {up}  {cost}")
+        agent = agents.get(machine.id)
+        if agent is None:
+            print("  it does not answer")
+            continue
+        for line in ends.in_words(agent.ends, busy=agent.busy):
+            print(f"  stops {line}")
 
 
 def show_cost(ledger: Ledger, by: str) -> None:

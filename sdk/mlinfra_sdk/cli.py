@@ -6,19 +6,15 @@ import argparse
 import os
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from mlinfra_sdk import spec
 from mlinfra_sdk._version import __version__
 from mlinfra_sdk.errors import MlinfraError, RequestError
 from mlinfra_sdk.terminal import console, print_json, say
-
-if TYPE_CHECKING:
-    from mlinfra_sdk.ledger import Ledger, Machine
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 _ORIGIN = "the command line"
@@ -80,10 +76,10 @@ def _dispatch(words: list[str]) -> int:
         raise RequestError(f"{options.command} takes no arguments behind --.")
     if options.command == "run":
         return _run(options, script)
-    if options.command == "status":
-        return _status(options.json)
-    if options.command == "stop":
-        return _stop(options.name, options.all)
+    if options.command in ("status", "extend", "stop"):
+        from mlinfra_sdk import cli_machines
+
+        return cli_machines.dispatch(options)
     if options.command == "doctor":
         return _doctor(options.json)
     if options.command == "catalog":
@@ -127,6 +123,15 @@ def _parser() -> argparse.ArgumentParser:
         "with the place where it was set.",
     )
     status.add_argument("--json", action="store_true", help="print JSON")
+
+    extend = commands.add_parser(
+        "extend",
+        help="keep a machine for longer though it is idle",
+        description="Have the machine of this name (without one, the only one that runs) not stop "
+        "for being idle, nor for its time, before so long from now. Budgets are kept.",
+    )
+    extend.add_argument("name", metavar="NAME", nargs="?", help="as `mlinfra status` shows it")
+    extend.add_argument("duration", metavar="DURATION", nargs="?", help="such as 2h (default: 30m)")
 
     stop = commands.add_parser(
         "stop",
@@ -261,133 +266,6 @@ def _settings(words: list[str]) -> spec.Layer:
             )
         values[key] = value if equals else True
     return spec.parse(values, place=spec.NOTEBOOK, origin=_ORIGIN)
-
-
-# -- status --------------------------------------------------------------------------------
-
-
-def _status(as_json: bool) -> int:
-    from mlinfra_sdk.ledger import Ledger
-
-    resolved = spec.resolve(spec.configured())
-    ledger = Ledger.open()
-    try:
-        alive = _alive(ledger)
-        month = time.mktime((*time.localtime()[:2], 1, 0, 0, 0, 0, 0, -1))
-        cost = {machine.id: ledger.cost(machine.id).total for machine in alive}
-        this_month, total = ledger.cost(since=month).total, ledger.cost().total
-    finally:
-        ledger.close()
-    if as_json:
-        print_json(
-            {
-                "machines": [_as_json(machine, cost[machine.id]) for machine in alive],
-                "usd_this_month": this_month / 1e6,
-                "usd_total": total / 1e6,
-                "settings": {
-                    name: {"value": value, "origin": origin}
-                    for name, value, origin in resolved.rows()
-                },
-            }
-        )
-    else:
-        _show_status(alive, cost, this_month, total, resolved)
-    return 0
-
-
-def _alive(ledger: Ledger) -> list[Machine]:
-    from mlinfra_sdk.machines import lifecycle
-    from mlinfra_sdk.machines.portal import portal
-
-    return portal().call(lifecycle.settle(ledger))
-
-
-def _as_json(machine: Machine, cost: int) -> dict[str, Any]:
-    return {
-        "name": machine.name,
-        "id": machine.id,
-        "provider": machine.provider,
-        "gpu": machine.gpu or None,
-        "gpu_count": machine.gpu_count,
-        "started_at": machine.started_at,
-        "usd": cost / 1e6,
-        "usd_per_hour": machine.price.micro_per_hour / 1e6 if machine.price.known else None,
-        "price_source": machine.price.source,
-        "price_date": machine.price.date,
-    }
-
-
-def _show_status(
-    alive: list[Machine],
-    cost: dict[str, int],
-    this_month: int,
-    total: int,
-    resolved: spec.Resolved,
-) -> None:
-    from rich.table import Table
-
-    from mlinfra_sdk.units import format_duration, format_usd
-
-    out = console()
-    if alive:
-        table = Table("machine", "on", "GPU", "up", "cost", "rate", box=None, pad_edge=False)
-        for machine in alive:
-            price = machine.price
-            spent = format_usd(cost[machine.id]) if price.known else "unknown"
-            table.add_row(
-                machine.name,
-                machine.provider,
-                f"{machine.gpu}:{machine.gpu_count}" if machine.gpu else "none",
-                format_duration(time.time() - (machine.started_at or machine.intended_at)),
-                spent,
-                price.describe(),
-            )
-        out.print(table)
-    else:
-        out.print("No machine runs.")
-    out.print(
-        f"Cost of all machines: {format_usd(this_month)} this month, {format_usd(total)} in all."
-    )
-    out.print()
-    table = Table("setting", "value", "set in", box=None, pad_edge=False)
-    for row in resolved.rows():
-        table.add_row(*row)
-    out.print(table)
-
-
-# -- stop ----------------------------------------------------------------------------------
-
-
-def _stop(name: str | None, every: bool) -> int:
-    from mlinfra_sdk.ledger import Ledger
-    from mlinfra_sdk.machines import lifecycle
-    from mlinfra_sdk.machines.portal import portal
-
-    ledger = Ledger.open()
-    try:
-        alive = _alive(ledger)
-        chosen = alive if every else _chosen(alive, name)
-        for machine in chosen:
-            portal().call(lifecycle.stop_known(machine, ledger, "stopped by the user"))
-            print(f"{machine.name} is stopped.")
-        if not chosen:
-            print("No machine runs.")
-    finally:
-        ledger.close()
-    return 0
-
-
-def _chosen(alive: list[Machine], name: str | None) -> list[Machine]:
-    if name is None and len(alive) <= 1:
-        return alive
-    found = [machine for machine in alive if machine.name == name]
-    if found:
-        return found
-    names = [machine.name for machine in alive]
-    hint = f"Running: {', '.join(names) or 'none'}."
-    if name is None:
-        raise MlinfraError("More than one machine runs; say which one, or --all.", hint=hint)
-    raise MlinfraError(f"No machine {name!r} runs.{spec.did_you_mean(name, names)}", hint=hint)
 
 
 # -- doctor --------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from mlinfra_sdk.errors import (
 from mlinfra_sdk.frontend import Console, Frontend
 from mlinfra_sdk.jobs import Background
 from mlinfra_sdk.ledger import Ledger
-from mlinfra_sdk.machines import lifecycle, versions
+from mlinfra_sdk.machines import ends, lifecycle, versions
 from mlinfra_sdk.machines.accelerators import checked
 from mlinfra_sdk.machines.client import AgentClient
 from mlinfra_sdk.machines.datasets import Placed
@@ -43,6 +43,7 @@ from mlinfra_sdk.objects.store import ChunkStore
 from mlinfra_sdk.running import Running, follow
 from mlinfra_sdk.spec import Request
 from mlinfra_sdk.worker import messages as m
+from mlinfra_sdk.worker.watchdog import End
 from mlinfra_sdk.workspaces import SessionFiles
 
 _STORE_LIMIT = 20 << 30
@@ -73,6 +74,8 @@ class Connection:
         self.namespace = vars(sys.modules["__main__"]) if namespace is None else namespace
         self.comms: Callable[[m.Record], None] = lambda record: None
         """Takes what the kernel publishes beside any run: comm messages of widgets."""
+        self.noticed: Callable[[End], None] = lambda end: Console().note(ends.notice(end))
+        """Told, in the portal's thread, when the machine is about to end while nothing runs."""
         self._notebook = notebook
         self._hidden = hidden or self._dunders
         self._ledger: Ledger | None = None
@@ -89,6 +92,9 @@ class Connection:
         self._former = 0
         """The generation before the connection was lost."""
         self._death: m.Record | None = None
+        self._ends: list[End] = []
+        """What the machine has said of its ends, at the monotonic time ``_told``."""
+        self._told = self._kept = 0.0
         self._backgrounds: dict[str, Background] = {}
         self._shared_store = False
         self._placed = Placed()
@@ -129,6 +135,35 @@ class Connection:
         client = self._client
         if changed and client is not None and client.closed is None:
             client.send(m.Limit(client.next_id(), request.idle, request.time))
+            self._learn(client.ask(m.Describe(client.next_id()), m.AgentInfo).ends)
+
+    def next_end(self) -> End | None:
+        """When the machine stops if nothing happens any more, as far as this side knows."""
+        if self._machine is None or self._client is None:
+            return None
+        now = time.monotonic()
+        idle = self.request.idle
+        found = [End("idle", max(idle, self._kept - now), f"idle for {idle:g} s")]
+        found += [End(it.cause, it.seconds + self._told - now, it.reason) for it in self._ends]
+        return min(found, key=lambda end: end.seconds)
+
+    def _learn(self, told: list[End]) -> None:
+        """Keep what the machine says of its ends; that for being idle is put off by each run."""
+        self._told = time.monotonic()
+        self._ends = [it for it in told if it.cause in ("time", "budget")]
+
+    def extend(self, seconds: float) -> list[End]:
+        """Have the machine not end for being idle, nor for its time, before so many seconds from
+        now; gives its ends, the next one first. Raises :class:`MlinfraError` without a machine."""
+        client = self._client
+        if client is None or client.closed is not None:
+            raise MlinfraError(
+                "There is no machine that could be kept.", hint="The next run starts one."
+            )
+        found = client.ask(m.Extend(client.next_id(), seconds), list[End])
+        self._kept = max(self._kept, time.monotonic() + seconds)
+        self._learn(found)
+        return found
 
     def restart(self) -> None:
         """Give the machine a fresh kernel: variables that only lived there are lost."""
@@ -277,7 +312,9 @@ class Connection:
         return m.OpenKernel(client.next_id(), kernel, cwd, self._packages.key)
 
     async def _other(self, record: m.Record) -> None:
-        if record.msg_type != m.DIED:
+        if record.msg_type == m.ENDING:
+            self.noticed(msgspec.json.decode(record.content, type=End))
+        elif record.msg_type != m.DIED:
             self.comms(record)
         elif self._lock.acquire(blocking=False):
             try:
@@ -339,6 +376,7 @@ class Connection:
             portal().call(lifecycle.stop(machine, self.ledger, error.message))
             raise
         frontend.placed(machine)
+        self._learn(info.ends)
         again = self._synced == machine.id
         self._client, self._synced = client, machine.id
         self._shared_store = info.store == self._store.id

@@ -7,7 +7,11 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mlinfra_sdk.worker.messages import Record
+import msgspec
+
+from mlinfra_sdk.machines.ends import notice
+from mlinfra_sdk.worker.messages import ENDING, Record
+from mlinfra_sdk.worker.watchdog import End
 
 if TYPE_CHECKING:
     from mlinfra_sdk.machines.lifecycle import LiveMachine
@@ -74,6 +78,8 @@ class Console:
             stream = sys.stderr if content["name"] == "stderr" else sys.stdout
             stream.write(content["text"])
             stream.flush()
+        elif record.msg_type == ENDING:
+            self.note(notice(msgspec.convert(content, End)))
         elif record.msg_type == "display_data" or (
             record.msg_type == "execute_result" and self._show_result
         ):

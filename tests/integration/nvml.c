@@ -4,7 +4,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SUCCESS = 0, INVALID_ARGUMENT = 2, DRIVER_NOT_LOADED = 9, MOST = 16 };
+enum {
+    SUCCESS = 0,
+    INVALID_ARGUMENT = 2,
+    INSUFFICIENT_SIZE = 7,
+    DRIVER_NOT_LOADED = 9,
+    MOST = 16
+};
 
 typedef struct { char name[96]; unsigned long long mib; } device;
 typedef struct { unsigned long long total, free, used; } memory;
@@ -49,6 +55,35 @@ int nvmlDeviceGetMemoryInfo(device *it, memory *out) {
     out->total = it->mib << 20;
     out->used = 0;
     out->free = out->total;
+    return SUCCESS;
+}
+
+/* $RECORDED_LOAD names a file: for each device "percent pid", the pid 0 if none is told. */
+static int load(device *it, unsigned *percent, unsigned *pid) {
+    const char *path = getenv("RECORDED_LOAD");
+    FILE *file = path ? fopen(path, "r") : NULL;
+    *percent = *pid = 0;
+    if (!file) return SUCCESS;
+    for (long i = 0; i <= it - devices; i++)
+        if (fscanf(file, "%u %u;", percent, pid) != 2) *percent = *pid = 0;
+    fclose(file);
+    return SUCCESS;
+}
+
+int nvmlDeviceGetUtilizationRates(device *it, unsigned *out) {
+    unsigned pid;
+    out[1] = 0;
+    return load(it, out, &pid);
+}
+
+typedef struct { unsigned pid; unsigned long long used; unsigned gpu, compute; } process;
+
+int nvmlDeviceGetComputeRunningProcesses_v3(device *it, unsigned *room, process *out) {
+    unsigned percent, pid;
+    load(it, &percent, &pid);
+    if (pid && !*room) return *room = 1, INSUFFICIENT_SIZE;
+    *room = pid != 0;
+    if (pid) out[0] = (process){.pid = pid};
     return SUCCESS;
 }
 

@@ -20,6 +20,9 @@ def test_status_before_and_after_the_first_cell(open_notebook: Open) -> None:
     assert "hard stop: only the worker ends" in told
     assert "Machine local-" in told and "$0.00/h" in told and "idle for" in told
     assert re.search(r"eager_limit +64 MB", told)
+    assert re.search(r"it stops by itself in 1\dm\S* without work \(idle\)", told)
+    assert "stops in 45m" in notebook.run("%remote extend 45m").stdout
+    assert re.search(r"stops in 4[45]m", notebook.run("%remote machines").stdout)
 
 
 def test_settings_show_where_they_come_from(open_notebook: Open) -> None:

@@ -34,7 +34,7 @@ from mlinfra_sdk.objects.bulk import Bulk
 from mlinfra_sdk.objects.compression import FEATURE
 from mlinfra_sdk.objects.store import ChunkStore
 from mlinfra_sdk.sources import VARIABLE
-from mlinfra_sdk.worker import gpus, upkeep
+from mlinfra_sdk.worker import activity, gpus, upkeep
 from mlinfra_sdk.worker import messages as m
 from mlinfra_sdk.worker.datasets import Datasets
 from mlinfra_sdk.worker.environments import Environments
@@ -48,6 +48,7 @@ from mlinfra_sdk.worker.folder import (
     remove_sockets,
 )
 from mlinfra_sdk.worker.kernel_host import KernelHost
+from mlinfra_sdk.worker.notices import Notices
 from mlinfra_sdk.worker.recipe import Prepared
 from mlinfra_sdk.worker.runs import Run, Runs
 from mlinfra_sdk.worker.versions import platform_here, versions
@@ -57,6 +58,8 @@ logger = logging.getLogger(__name__)
 
 _UNKNOWN = "its launcher was gone before it was ready"
 _IN_ORDER = (m.Execute, m.Collected, m.Comm, m.Answer, m.Interrupt)
+_NO_WORK = (m.Describe, m.ListRuns, m.Accelerators, m.AskPlatform, m.Limit, m.Pay, m.Extend)
+"""What somebody asks who only looks, and does not keep an idle machine."""
 
 
 class Agent:
@@ -78,6 +81,8 @@ class Agent:
         self._listeners: dict[str, LinkSession] = {}
         """The session that follows each kernel."""
         self.runs = Runs(folder / "runs", config.journal_limit)
+        self._notices = Notices(self.runs, lambda: [*self._kernels.values()], self._tell, tasks)
+        self.watchdog.when_ending(self._notices.machine)
         self._environments = Environments(
             paths.cache_dir() / "environments", folder / "environments", self.store
         )
@@ -135,7 +140,7 @@ class Agent:
 
     async def on_session(self, session: LinkSession) -> None:
         """Serve one client until its session is closed."""
-        self.watchdog.touch()
+        self.watchdog.heard()
         self._sessions.add(session)
         try:
             async with anyio.create_task_group() as tasks:
@@ -143,8 +148,11 @@ class Agent:
                 bulk = self._bulks[session] = Bulk(session, self.store)
                 tasks.start_soon(bulk.receive)
                 async for message in session.receive(Channel.CONTROL):
-                    self.watchdog.touch()
                     request = m.decode_request(message.data)
+                    if isinstance(request, _NO_WORK):
+                        self.watchdog.heard()
+                    else:
+                        self.watchdog.touch()
                     # What is passed on to the kernel keeps its order; the rest may take a while.
                     if isinstance(request, _IN_ORDER):
                         await self._answer(session, request)
@@ -262,6 +270,11 @@ class Agent:
                 return await self.files.answer(session, request.body)
             case m.Limit():
                 self.watchdog.limit(idle=request.idle, time=request.time)
+            case m.Pay():
+                self.watchdog.pay(request.seconds, request.budget)
+            case m.Extend():
+                self.watchdog.extend(request.seconds)
+                return self.watchdog.ends()
             case m.Stop():
                 self.runs.renounce(session)
                 self.watchdog.end(request.reason)
@@ -273,6 +286,7 @@ class Agent:
                     self.busy,
                     self.watchdog.idle_seconds,
                     sorted(self._kernels),
+                    self.watchdog.ends(),
                 )
             case m.Accelerators():
                 return await anyio.to_thread.run_sync(gpus.present)
@@ -330,6 +344,7 @@ class Agent:
             )
         )
         upkeep.pin_inputs(self.store, request.run, run.journal.folder, request.inputs)
+        self._notices.expect(request)
         if not request.detached:
             self._follow(run, session, 0, owns=True)
         try:
@@ -405,12 +420,14 @@ class Agent:
             return
         if record.msg_type == m.BEGUN:
             run.info.status = "running"
+            self._notices.begun(self._kernel(record.kernel), run)
             return
         if record.msg_type == m.RESULT:
             upkeep.pin_outputs(self.store, run.info.run, run.journal.folder, record.buffers[0])
         await run.publish(record)
         if record.msg_type in (m.RESULT, m.DIED):
             self.watchdog.touch()
+            self._notices.ended(record.parent)
             self.runs.ended(run, record)
 
 
@@ -431,6 +448,8 @@ async def run(folder: Path, config: Config, announce: Callable[[], None]) -> str
         async with serve(config.secret, agent.on_session, features=[FEATURE], info=info) as server:
             tasks.start_soon(listen, server)
             tasks.start_soon(_obey_signals, agent.watchdog)
+            watchdog = agent.watchdog
+            tasks.start_soon(activity.watch, lambda: watchdog.idle_seconds, watchdog.worked)
             if not config.shared_fs:  # a shared store is in its client's care
                 tasks.start_soon(upkeep.keep_room, agent.store)
             while not (folder / SOCKET).exists():

@@ -31,10 +31,11 @@ from mlinfra_sdk.namespace import places
 from mlinfra_sdk.namespace.delta import Inputs, Outputs
 from mlinfra_sdk.namespace.sync import WorkerNamespace
 from mlinfra_sdk.objects.store import ChunkStore
-from mlinfra_sdk.worker import forks
+from mlinfra_sdk.worker import ending, forks
 from mlinfra_sdk.worker.interrupts import Interrupts
 from mlinfra_sdk.worker.messages import (
     ASKING,
+    ENDING,
     HANDLED,
     JOBS_VARIABLE,
     RESULT,
@@ -44,6 +45,7 @@ from mlinfra_sdk.worker.messages import (
     WORKSPACES_VARIABLE,
 )
 from mlinfra_sdk.worker.modules import WorkspaceModules
+from mlinfra_sdk.worker.watchdog import End
 
 _decode_inputs = msgspec.msgpack.Decoder(Inputs).decode
 _encode = msgspec.msgpack.Encoder().encode
@@ -85,6 +87,7 @@ class WorkerKernel(IPythonKernel):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.control_handlers[ENDING] = self._ending
         self.log.setLevel(logging.WARNING)  # ipykernel makes records of each message for no one
         self._job: Job | None = None
         self._inputs = Inputs()
@@ -148,6 +151,10 @@ class WorkerKernel(IPythonKernel):
     @property
     def _shell(self) -> Any:
         return self.shell
+
+    def _ending(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
+        """The agent's word that it all ends soon, which comes also while a cell runs."""
+        ending.announce(msgspec.convert(parent["content"], End))
 
     def _hidden(self) -> Iterable[str]:
         return list(self._shell.user_ns_hidden)

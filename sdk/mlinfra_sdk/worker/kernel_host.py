@@ -32,6 +32,7 @@ from mlinfra_sdk.worker.messages import (
     ASKING,
     BEGUN,
     DIED,
+    ENDING,
     HANDLED,
     INPUT,
     JOBS_VARIABLE,
@@ -219,6 +220,17 @@ class KernelHost:
     async def answer(self, text: str) -> None:
         """What the user typed at an ``input_request``."""
         await self._require().answer(text)
+
+    async def ending(self, content: bytes) -> None:
+        """Tell the process what is about to end (:data:`ENDING`)."""
+        process = self._process
+        if process is not None and process.alive:
+            await process.notify(ENDING, content)
+
+    async def kill(self, reason: str) -> None:
+        """End the process, whatever it is doing; the next run starts a fresh one."""
+        async with self._lock:
+            await self._end(reason)
 
     def interrupt(self) -> None:
         """SIGINT to the kernel and its children, as Ctrl-C in a terminal."""
@@ -507,6 +519,10 @@ class _Process:
 
     async def answer(self, text: str) -> None:
         await self._send(self._stdin, "input_reply", secrets.token_hex(8), {"value": text})
+
+    async def notify(self, msg_type: str, content: bytes) -> None:
+        """A message on the control channel that is not answered."""
+        await self._send(self._control, msg_type, secrets.token_hex(8), json.loads(content))
 
     async def subshell(self) -> str | None:
         """The subshell for comm messages, made at the first call; None if there are none."""

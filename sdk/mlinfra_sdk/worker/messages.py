@@ -14,6 +14,7 @@ import msgspec
 from mlinfra_sdk.datasets.cache import Entry
 from mlinfra_sdk.datasets.local import File
 from mlinfra_sdk.worker.recipe import Recipe
+from mlinfra_sdk.worker.watchdog import End
 
 
 class Request(msgspec.Struct, tag=True, omit_defaults=True):
@@ -87,6 +88,9 @@ class Execute(Request):
     """The client's own number of the run, for whoever collects it."""
     detached: bool = False
     """Nobody follows the run from its beginning."""
+    paid: float | None = None
+    """Seconds after its beginning at which it is stopped, for then ``budget`` is spent."""
+    budget: str = ""
 
 
 class Evaluate(Request):
@@ -264,6 +268,21 @@ class Limit(Request):
     time: float | None = None
 
 
+class Pay(Request):
+    """From now on the machine's budgets pay for so many seconds more (None: there are none);
+    ``budget`` names the tightest in words."""
+
+    seconds: float | None = None
+    budget: str = ""
+
+
+class Extend(Request):
+    """Do not end for being idle before so many seconds from now; answered with a list of
+    :class:`mlinfra_sdk.worker.watchdog.End`."""
+
+    seconds: float
+
+
 class Stop(Request):
     """End the agent and with it the machine."""
 
@@ -310,6 +329,8 @@ AnyRequest = (
     | FinishDataset
     | Files
     | Limit
+    | Pay
+    | Extend
     | Stop
     | Describe
     | Accelerators
@@ -382,6 +403,8 @@ class AgentInfo(msgspec.Struct, omit_defaults=True):
     busy: bool
     idle_seconds: float
     kernels: list[str] = []
+    ends: list[End] = []
+    """When it ends by itself, the next end first."""
 
 
 class Record(msgspec.Struct, array_like=True):
@@ -410,6 +433,10 @@ kernel's process if that has ended; also sent without a run, to the kernel's cli
 
 LEFT = "mlinfra_left"
 """A client is sent nothing more of a run: content is ``{"reason": text}``."""
+
+ENDING = "mlinfra_ending"
+"""The machine, or the run that it belongs to, is going to end: content is an
+:class:`mlinfra_sdk.worker.watchdog.End`. Also a control message from the agent to its kernels."""
 
 INPUT = "input_request"
 

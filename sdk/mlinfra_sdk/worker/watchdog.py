@@ -10,18 +10,33 @@ import anyio
 import msgspec
 
 TICK = 1.0
+NOTICE = 60.0
+"""Seconds before an end at which those are told who have asked for it by
+:meth:`Watchdog.when_ending`; a fifth of the limit if that is shorter."""
 
 
 class Limits(msgspec.Struct, frozen=True):
     """When the machine ends by itself. All in seconds.
 
-    ``idle``: no cell ran for so long. ``time``: so long after its start in any case.
-    ``lease``: no client was heard of for so long, even if a cell runs.
+    ``idle``: no cell ran for so long, and no GPU worked. ``time``: so long after its start in any
+    case. ``lease``: no client was heard of for so long, even if a cell runs. ``paid``: so long
+    after its start, for more is not in its budgets, of which ``budget`` names the tightest.
     """
 
     idle: float = 900.0
     time: float | None = None
     lease: float = 7200.0
+    paid: float | None = None
+    budget: str = ""
+
+
+class End(msgspec.Struct, frozen=True):
+    """One of a machine's ends: ``seconds`` from now, unless something postpones it. ``cause`` is
+    ``idle``, ``time``, ``lease`` or ``budget``, ``reason`` what the ledger will say."""
+
+    cause: str
+    seconds: float
+    reason: str
 
 
 class Watchdog:
@@ -45,6 +60,12 @@ class Watchdog:
         self._ended = anyio.Event()
         now = time.monotonic()
         self._start = self._contact = self._work = now
+        self._kept = now
+        """Not idle before that."""
+        self._paid = None if limits.paid is None else now + limits.paid
+        self._notices: list[Callable[[End], None]] = []
+        self._told: set[str] = set()
+        """The causes of the ends of which notice was given."""
 
     @property
     def reason(self) -> str | None:
@@ -56,13 +77,58 @@ class Watchdog:
         """Seconds since the last work."""
         return 0.0 if self._busy() else time.monotonic() - self._work
 
+    def heard(self) -> None:
+        """A client asked for something that is no work."""
+        self._contact = time.monotonic()
+
     def touch(self) -> None:
-        """A client asked for something, or work ended."""
+        """A client asked for work, or work ended."""
         self._contact = self._work = time.monotonic()
+
+    def worked(self) -> None:
+        """Something goes on that no client has asked for: a GPU is busy."""
+        self._work = time.monotonic()
 
     def limit(self, *, idle: float, time: float | None) -> None:
         """Put other limits in place of the present ones."""
         self._limits = msgspec.structs.replace(self._limits, idle=idle, time=time)
+
+    def pay(self, seconds: float | None, budget: str) -> None:
+        """From now on so many seconds more are in the budgets; None: there is no budget."""
+        self._limits = msgspec.structs.replace(self._limits, budget=budget)
+        self._paid = None if seconds is None else time.monotonic() + seconds
+
+    def extend(self, seconds: float) -> None:
+        """Do not end for being idle, or for its time, before so many seconds from now."""
+        now = time.monotonic()
+        self._contact = now
+        self._kept = max(self._kept, now + seconds)
+        at_least = now + seconds - self._start
+        if self._limits.time is not None and self._limits.time < at_least:
+            self._limits = msgspec.structs.replace(self._limits, time=at_least)
+
+    def when_ending(self, tell: Callable[[End], None]) -> None:
+        """Call ``tell`` once when an end comes near (:data:`NOTICE`), and again if it was postponed
+        since and comes near again."""
+        self._notices.append(tell)
+
+    def ends(self) -> list[End]:
+        """Every end that the machine has, the next one first."""
+        now = time.monotonic()
+        limits = self._limits
+        worked = now if self._busy() else self._work
+        heard = now if self._connected() else self._contact
+        found = [
+            End("idle", max(worked + limits.idle, self._kept) - now, f"idle for {limits.idle:g} s"),
+            End("lease", heard + limits.lease - now, f"no client for {limits.lease:g} s"),
+        ]
+        if limits.time is not None:
+            reason = f"its time of {limits.time:g} s was over"
+            found.append(End("time", self._start + limits.time - now, reason))
+        if self._paid is not None:
+            reason = f"its budget was spent: {limits.budget}"
+            found.append(End("budget", self._paid - now, reason))
+        return sorted(found, key=lambda end: end.seconds)
 
     def end(self, reason: str) -> None:
         """End now."""
@@ -79,16 +145,27 @@ class Watchdog:
 
     def _check(self) -> None:
         now = time.monotonic()
-        limits = self._limits
         if self._busy():
             self._work = now
         if self._connected():
             self._contact = now
-        if now - self._work > limits.idle:
-            self.end(f"idle for {limits.idle:g} s")
-        elif limits.time is not None and now - self._start > limits.time:
-            self.end(f"its time of {limits.time:g} s was over")
-        elif now - self._contact > limits.lease:
-            self.end(f"no client for {limits.lease:g} s")
+        ends = self.ends()
+        if ends[0].seconds <= 0:
+            self.end(ends[0].reason)
         elif not self._folder.exists():
             self.end("its directory was deleted")
+        else:
+            self._give_notice(ends)
+
+    def _give_notice(self, ends: list[End]) -> None:
+        near = {end.cause: end for end in ends if end.seconds <= self._notice(end.cause)}
+        for cause, end in near.items():
+            if cause not in self._told:
+                for tell in self._notices:
+                    tell(end)
+        self._told = set(near)
+
+    def _notice(self, cause: str) -> float:
+        limits = self._limits
+        whole = {"idle": limits.idle, "lease": limits.lease, "time": limits.time}.get(cause)
+        return NOTICE if whole is None else min(NOTICE, whole / 5)

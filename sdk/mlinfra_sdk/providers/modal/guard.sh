@@ -16,5 +16,6 @@ case $(cat "$folder/ended.json" 2>/dev/null) in
   *'"idle for'*) exit 21 ;;
   *'"its time of'*) exit 22 ;;
   *'"no client'*) exit 23 ;;
+  *'"its budget'*) exit 25 ;;
 esac
 exit 24

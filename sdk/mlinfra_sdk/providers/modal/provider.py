@@ -49,6 +49,7 @@ _EXITS = {
     22: "its time was over",
     23: "no client was heard of for too long",
     24: "its agent has ended",
+    25: "its budget was spent",
     124: "it reached Modal's time limit",
     137: "it was stopped, or Modal took it back",
 }
