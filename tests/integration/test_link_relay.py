@@ -12,12 +12,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from mlinfra_sdk.errors import LinkError
 from mlinfra_sdk.link.client import connect
 from mlinfra_sdk.link.frames import Channel
-from mlinfra_sdk.link.relay import MARKER
+from mlinfra_sdk.link.relay import HANDOVER, MARKER
 from mlinfra_sdk.link.server import serve
 from mlinfra_sdk.link.session import LinkSession
 from mlinfra_sdk.link.state import Timing
@@ -117,7 +118,41 @@ async def test_a_command_that_does_not_exist_is_a_link_error() -> None:
         await open_relay(["no-such-command"])
 
 
-def test_a_relay_exits_when_its_client_falls_silent(tmp_path: Path) -> None:
+async def test_the_agent_lets_go_of_what_it_was_handed(tmp_path: Path) -> None:
+    path = tmp_path / "agent"
+    near, far = os.pipe(), os.pipe()
+    for fd in (near[0], far[1]):
+        os.set_inheritable(fd, True)
+    async with agent(path):
+        relay = await anyio.open_process(
+            relay_command(path), stdin=near[0], stdout=far[1], stderr=None
+        )
+        os.close(near[0])
+        os.close(far[1])
+        marker = await anyio.to_thread.run_sync(os.read, far[0], len(MARKER))
+        assert marker == MARKER
+        os.close(near[1])  # the client is gone
+        assert await relay.wait() == 0
+        assert await anyio.to_thread.run_sync(os.read, far[0], 1) == b""
+        os.close(far[0])
+
+
+async def test_what_hands_nothing_over_is_turned_away(tmp_path: Path) -> None:
+    path = tmp_path / "agent"
+    async with agent(path):
+        for said in (HANDOVER, b""):
+            async with await anyio.connect_unix(path) as stream:
+                if said:
+                    await stream.send(said)
+                else:
+                    await stream.send_eof()
+                with pytest.raises(anyio.EndOfStream):
+                    await stream.receive()
+        async with connect(lambda: open_relay(relay_command(path)), SECRET) as session:
+            await exchange(session, 1)
+
+
+def test_a_relay_exits_when_the_agent_falls_silent(tmp_path: Path) -> None:
     code = (
         "import socket, sys; from mlinfra_sdk.link.relay import relay;"
         "a, b = socket.socketpair(); relay(a, 0, 1, quiet_limit=0.2)"

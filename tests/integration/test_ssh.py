@@ -20,7 +20,7 @@ from sshd import Sshd, keygen, mounted, running
 from mlinfra_sdk import providers
 from mlinfra_sdk.errors import LinkError, ProviderError, RequestError, StateError
 from mlinfra_sdk.namespace.analysis import cell_names
-from mlinfra_sdk.providers import bootstrap
+from mlinfra_sdk.providers import bootstrap, ssh
 from mlinfra_sdk.providers.remote import shell
 from mlinfra_sdk.providers.ssh import Options, SshProvider, SshRemote
 from mlinfra_sdk.session import Session
@@ -115,6 +115,20 @@ def test_nobody_answers(door: Sshd) -> None:
         said()
     with pytest.raises(LinkError, match="there is no host of this name"):
         said("nobody.invalid")
+
+
+@pytest.mark.skipif(not ssh._has_aes(), reason="this processor has no instructions for AES")
+def test_the_fast_cipher_unless_the_user_has_chosen(door: Sshd) -> None:
+    def negotiated() -> str:
+        ssh._ciphers.cache_clear()
+        command = SshRemote("box").command("-oLogLevel=DEBUG1", "-oControlPath=none")
+        told = subprocess.run([*command, "true"], capture_output=True, text=True).stderr
+        return told.split("client->server cipher: ")[1].split()[0]
+
+    assert negotiated() == "aes128-gcm@openssh.com"
+    door.configure(f"{door.config}  Ciphers aes256-ctr\n")
+    assert negotiated() == "aes256-ctr"
+    ssh._ciphers.cache_clear()
 
 
 def test_no_name_of_a_host_is_an_option_of_ssh() -> None:

@@ -1,56 +1,40 @@
-"""``python -m mlinfra_sdk.link.relay SOCKET``: stdio to the agent's unix socket and back.
+"""``python -m mlinfra_sdk.link.relay SOCKET``: gives its stdio to the agent.
 
-It runs on the machine, at the end of whatever reaches it (ssh, ``kubectl exec``, a container).  It
-exits when nothing has arrived from either side for some heartbeats: on some providers a hanging
-exec counts as activity and would keep the meter running.  It needs the standard library only,
-because it starts anew after every cut.
+It runs on the machine, at the end of whatever reaches it (ssh, ``kubectl exec``, a container), and
+hands the descriptors of its standard input and output over to the agent, on the agent's unix
+socket. So what arrives is copied by nobody in between; the relay only stands by. It exits when the
+agent is done with them, or has not said for some heartbeats that something arrives: on some
+providers a hanging exec counts as activity and would keep the meter running. It needs the standard
+library only, because it starts anew after every cut.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
 import sys
-import threading
 
 MARKER = b"\n\x00\xffmlinfra-link-1\xff\x00\n"
 """Written before the first byte of the link; what a login shell printed before is noise."""
 
-QUIET_LIMIT = 30.0
-"""Seconds without a byte from one side after which the relay exits (a ping comes every 5)."""
+HANDOVER = b"\x01"
+"""Comes with the two descriptors; no frame begins with it."""
 
-_CHUNK = 256 << 10
+QUIET_LIMIT = 30.0
+"""Seconds without a word of the agent after which the relay exits (a ping comes every 5)."""
 
 
 def relay(
     connection: socket.socket, source: int, sink: int, quiet_limit: float = QUIET_LIMIT
 ) -> None:
-    """Carry bytes both ways until one side ends or falls silent for ``quiet_limit`` seconds."""
-    ended = threading.Event()
-    for read_fd, write_fd in ((source, connection.fileno()), (connection.fileno(), sink)):
-        threading.Thread(
-            target=_carry, args=(read_fd, write_fd, quiet_limit, ended), daemon=True
-        ).start()
-    ended.wait()
-
-
-def _carry(read_fd: int, write_fd: int, quiet_limit: float, ended: threading.Event) -> None:
-    buffer = memoryview(bytearray(_CHUNK))
+    """Hand both descriptors over, and wait until the other side ends or falls silent."""
+    socket.send_fds(connection, [HANDOVER], [source, sink])
     readable = select.poll()
-    readable.register(read_fd, select.POLLIN)
-    try:
-        while readable.poll(quiet_limit * 1000):
-            count = os.readv(read_fd, [buffer])
-            if not count:
-                break
-            rest = buffer[:count]
-            while rest:
-                rest = rest[os.write(write_fd, rest) :]
-    except OSError:
-        pass  # the other side is gone: the session goes on over the next relay
-    finally:
-        ended.set()
+    readable.register(connection, select.POLLIN)
+    while readable.poll(quiet_limit * 1000) and connection.recv(4096):
+        pass
 
 
 def main() -> int:
@@ -64,14 +48,12 @@ def main() -> int:
     except OSError as error:
         print(f"no agent answers at {path}: {error.strerror}", file=sys.stderr)
         return 1
-    for fd in (0, 1):  # whoever started this may have left its own mode behind
-        os.set_blocking(fd, True)
+    os.set_blocking(1, True)  # whoever started this may have left its own mode behind
     os.write(1, MARKER)
-    relay(connection, source=0, sink=1)
+    with contextlib.suppress(OSError):  # the agent is gone: the session goes on over the next relay
+        relay(connection, source=0, sink=1)
     return 0
 
 
 if __name__ == "__main__":
-    status = main()
-    sys.stderr.flush()
-    os._exit(status)  # a thread may be stuck in a write to a side that is gone
+    sys.exit(main())

@@ -15,6 +15,7 @@ import socket
 import stat
 import subprocess
 import tempfile
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Protocol
@@ -26,13 +27,17 @@ import anyio.to_thread
 
 from mlinfra_sdk.errors import LinkError
 from mlinfra_sdk.link.frames import Buffer
-from mlinfra_sdk.link.relay import MARKER
+from mlinfra_sdk.link.relay import HANDOVER, MARKER
 
 _BURST = 1 << 20
 """Bytes after which a wire that never has to wait lets other tasks run."""
 
 _SOCKET_BUFFER = 1 << 20
 _PIPE_BUFFER = 1 << 20
+_GATHER_S = 0.001
+"""How long a wide pipe that was full is left alone: it tells of each page that becomes free."""
+_TELL_S = 5.0
+_GREETING_S = 20.0
 _TERMINATION = 1.0
 _NOISE_LIMIT = 1 << 20
 _STDERR_SHOWN = 2000
@@ -66,6 +71,8 @@ class DescriptorWire:
         self._write_fd = write_fd
         self._sent = 0
         self._received = 0
+        _widen(read_fd)
+        self._gathers = _widen(write_fd)
         self._closed = False
         self._loop = asyncio.get_running_loop()
         self._registered = False
@@ -83,6 +90,8 @@ class DescriptorWire:
                     await anyio.wait_writable(self._write_fd)
                 except (anyio.ClosedResourceError, OSError, ValueError) as error:
                     raise _broken(error) from None
+                if self._gathers:
+                    await anyio.sleep(_GATHER_S)
                 self._sent = 0
                 continue
             except OSError as error:
@@ -208,6 +217,42 @@ class ProcessWire(DescriptorWire):
         self._stderr.close()
 
 
+class RelayedWire(DescriptorWire):
+    """A wire on the stdio that a relay has handed over. The relay is told that something arrives,
+    and stands by until the wire is closed; the wire breaks when the relay is gone."""
+
+    def __init__(self, relay: socket.socket, read_fd: int, write_fd: int) -> None:
+        super().__init__(read_fd, write_fd)
+        self._fds = (read_fd, write_fd)
+        self._relay = relay
+        self._told = 0.0
+        self._gone = False
+        self._loop.add_reader(relay, self._relay_ends)
+
+    async def receive_into(self, space: memoryview) -> int:
+        now = time.monotonic()
+        if now - self._told > _TELL_S:
+            self._told = now
+            with contextlib.suppress(OSError):  # told often enough, or gone
+                self._relay.send(b".")
+        if self._gone:
+            return 0
+        return await super().receive_into(space)
+
+    def _relay_ends(self) -> None:
+        self._gone = True
+        self._loop.remove_reader(self._relay)
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(0)
+
+    async def _release(self) -> None:
+        if not self._gone:
+            self._loop.remove_reader(self._relay)
+        for fd in self._fds:
+            os.close(fd)
+        self._relay.close()
+
+
 class StreamWire:
     """A wire on any anyio byte streams (a TLS stream, a websocket adapter)."""
 
@@ -286,14 +331,41 @@ async def serve_unix(path: Path, handle: Callable[[Wire], Awaitable[None]]) -> N
             while True:
                 await anyio.wait_readable(listener)
                 with contextlib.suppress(BlockingIOError, ConnectionError):
-                    tasks.start_soon(_run_handler, handle, SocketWire(listener.accept()[0]))
+                    tasks.start_soon(_run_handler, handle, listener.accept()[0])
 
 
-async def _run_handler(handle: Callable[[Wire], Awaitable[None]], wire: Wire) -> None:
+async def _run_handler(
+    handle: Callable[[Wire], Awaitable[None]], connection: socket.socket
+) -> None:
+    wire = None
     try:
+        wire = await _accepted(connection)
         await handle(wire)
+    except (OSError, TimeoutError):
+        pass  # it never said anything
     finally:
-        await wire.aclose()
+        if wire is None:
+            connection.close()
+        else:
+            await wire.aclose()
+
+
+async def _accepted(connection: socket.socket) -> Wire:
+    """A wire on a connection that was accepted, or on what came over it."""
+    connection.setblocking(False)
+    with anyio.fail_after(_GREETING_S):
+        await anyio.wait_readable(connection)
+    if connection.recv(1, socket.MSG_PEEK) != HANDOVER:
+        return SocketWire(connection)
+    flags = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+    _, fds, _, _ = socket.recv_fds(connection, len(HANDOVER), 2, flags)
+    if len(fds) != 2:
+        for fd in fds:
+            os.close(fd)
+        raise OSError("A relay handed nothing over.")
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    return RelayedWire(connection, *fds)
 
 
 @contextlib.contextmanager
@@ -311,8 +383,8 @@ def _short_path(path: Path) -> Iterator[str]:
 
 async def open_process(argv: Sequence[str], env: Mapping[str, str] | None = None) -> ProcessWire:
     """A wire on the stdin and stdout of the command ``argv``; closing it ends the command."""
-    child_read, write_fd = _pipe()
-    read_fd, child_write = _pipe()
+    child_read, write_fd = os.pipe()
+    read_fd, child_write = os.pipe()
     stderr = tempfile.TemporaryFile()  # noqa: SIM115  (the wire closes it)
 
     def start() -> subprocess.Popen[bytes]:
@@ -365,12 +437,14 @@ async def open_relay(argv: Sequence[str], env: Mapping[str, str] | None = None) 
     return wire
 
 
-def _pipe() -> tuple[int, int]:
-    ends = os.pipe()
-    if hasattr(fcntl, "F_SETPIPE_SZ"):
-        with contextlib.suppress(OSError):  # beyond the user's limit: the default does
-            fcntl.fcntl(ends[1], fcntl.F_SETPIPE_SZ, _PIPE_BUFFER)
-    return ends
+def _widen(fd: int) -> bool:
+    """Whether this is a pipe that holds a lot now."""
+    if not hasattr(fcntl, "F_SETPIPE_SZ"):
+        return False
+    try:
+        return fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BUFFER) >= _PIPE_BUFFER
+    except OSError:  # no pipe, or beyond the user's limit: the default does
+        return False
 
 
 async def skip_to_marker(wire: Wire) -> None:

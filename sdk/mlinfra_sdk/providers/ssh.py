@@ -7,8 +7,11 @@ connection. The agent ends by itself (idle, time, lease); the host is the user's
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -19,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+import anyio.to_thread
 import msgspec
 
 from mlinfra_sdk import paths
@@ -47,6 +51,8 @@ _QUIET = (
     "-oLogLevel=ERROR",
     "-T",
 )
+_FAST_CIPHER = "aes128-gcm@openssh.com"
+_LOOK_SECONDS = 5
 _FAULTS = (
     (
         "REMOTE HOST IDENTIFICATION HAS CHANGED",
@@ -103,11 +109,12 @@ class SshRemote(Remote):
         if re.search(r":\d+$", destination):
             destination = f"ssh://{destination}"
         path = f"-oControlPath={_control_folder()}/%C"
-        return ["ssh", *options, *_QUIET, path, "--", destination]
+        return ["ssh", *options, *_QUIET, *_ciphers(destination), path, "--", destination]
 
     async def exec(self, argv: Sequence[str]) -> ProcessWire:
         """Start a command there; the login shell may be any that knows single quotes."""
-        return await open_process([*self.command(), shlex.join(argv)])
+        command = await anyio.to_thread.run_sync(self.command)
+        return await open_process([*command, shlex.join(argv)])
 
     def explain(self, complaint: str) -> LinkError:
         """What ssh complained of, and what to do."""
@@ -119,6 +126,45 @@ class SshRemote(Remote):
                     hint=hint.replace("HOST", self._host),
                 )
         return super().explain(complaint)
+
+
+@functools.cache
+def _ciphers(destination: str) -> tuple[str, ...]:
+    """An option that prefers AES-GCM where this processor has instructions for AES, unless the
+    user's configuration says anything of ciphers. What ssh prefers by itself takes almost twice the
+    processor's time for each byte, which is what bounds large transfers."""
+    if not _has_aes():
+        return ()
+    default, mine = _configured("-F", "none", destination), _configured(destination)
+    if default != mine or _FAST_CIPHER not in default:
+        return ()
+    return (f"-oCiphers={','.join(dict.fromkeys([_FAST_CIPHER, *default]))}",)
+
+
+def _configured(*arguments: str) -> list[str]:
+    """The ciphers that ssh would offer, best first; nothing where it does not tell."""
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(
+            ["ssh", "-G", *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_LOOK_SECONDS,
+        )
+        found = re.search(r"^ciphers (\S+)$", done.stdout, re.MULTILINE)
+        if found:
+            return found[1].split(",")
+    return []
+
+
+def _has_aes() -> bool:
+    if platform.system() == "Darwin":
+        return True
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return re.search(r"^(flags|Features)\s*:.*\baes\b", text, re.MULTILINE) is not None
 
 
 def _control_folder() -> str:
