@@ -22,8 +22,11 @@ from mlinfra_sdk.ledger.report import GROUPS, Row, report
 from mlinfra_sdk.spec import did_you_mean
 from mlinfra_sdk.terminal import console, print_json
 
-BASIS = "Machine time at the prices of its offer; no bill of a provider is taken into account yet."
-"""What the figures are: an estimate, not an invoice."""
+BASIS = (
+    "estimate: machine time at the prices of its offer, in the steps in which its provider bills. "
+    "billed: what providers' own billing says so far; `mlinfra sweep` asks them."
+)
+"""What the figures are."""
 
 
 def dispatch(options: argparse.Namespace) -> int:
@@ -73,8 +76,11 @@ def show(rows: list[Row]) -> None:
     table = Table(box=None, pad_edge=False, show_footer=True)
     for number, name in enumerate(rows[0].labels):
         table.add_column(name, footer="total" if number == 0 else "")
-    total = sum(row.cost for row in rows)
-    table.add_column("cost", justify="right", footer=units.format_usd(total))
+    table.add_column("estimate", justify="right", footer=units.format_usd(sum_of(rows, "cost")))
+    told = [row.billed for row in rows if row.billed is not None]
+    if told:
+        table.add_column("billed", justify="right", footer=units.format_usd(sum(told)))
+        table.add_column("best", justify="right", footer=units.format_usd(sum_of(rows, "best")))
     seconds = sum(row.seconds for row in rows)
     table.add_column("time", justify="right", footer=units.format_duration(seconds))
     table.add_column("runs", justify="right", footer=str(sum(row.runs for row in rows)))
@@ -82,6 +88,7 @@ def show(rows: list[Row]) -> None:
         table.add_row(
             *map(str, row.labels.values()),
             units.format_usd(row.cost),
+            *(_billed(row) if told else ()),
             units.format_duration(row.seconds),
             str(row.runs),
         )
@@ -89,9 +96,25 @@ def show(rows: list[Row]) -> None:
     out.print(BASIS)
 
 
+def sum_of(rows: list[Row], column: str) -> int:
+    """Micro-USD of all rows."""
+    return sum(getattr(row, column) for row in rows)
+
+
+def _billed(row: Row) -> tuple[str, str]:
+    told = "not yet" if row.billed is None else units.format_usd(row.billed)
+    return told, units.format_usd(row.best)
+
+
 def _plain(row: Row) -> dict[str, Any]:
-    cost = {"usd": row.cost / units.MICRO, "seconds": row.seconds, "runs": row.runs}
-    return {**row.labels, **cost}
+    return {
+        **row.labels,
+        "usd": row.best / units.MICRO,
+        "usd_estimate": row.cost / units.MICRO,
+        "usd_billed": None if row.billed is None else row.billed / units.MICRO,
+        "seconds": row.seconds,
+        "runs": row.runs,
+    }
 
 
 def export(rows: list[Row], path: Path) -> None:

@@ -6,8 +6,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,6 +24,9 @@ from scripts import LIMIT, Place, place
 
 from mlinfra_sdk.catalog import Gpu, parse_gpus
 from mlinfra_sdk.errors import MachineLost, MlinfraError, ProviderError, RequestError
+from mlinfra_sdk.machines import lifecycle
+from mlinfra_sdk.machines.portal import portal
+from mlinfra_sdk.machines.reconcile import reconcile
 from mlinfra_sdk.providers.base import Handle, Offer
 from mlinfra_sdk.providers.modal import ModalProvider, Options
 from mlinfra_sdk.session import Session
@@ -382,3 +387,42 @@ def test_without_the_package(here: Place) -> None:
         text=True,
     )
     assert 'pip install "mlinfra-sdk[modal]"' in process.stdout, process.stderr
+
+
+def test_the_bill_is_taken_over_once_when_it_is_complete(service: Emulator) -> None:
+    with session(gpu=T4) as it:
+        it.run("x = 1")
+        assert it.machine is not None
+        key = it.machine.id
+        it.stop()
+        ledger = it.ledger
+        service.faults.billed_earlier = 6 * 3600.0
+        assert portal().call(reconcile(ledger)) == [], "the hour is not over"
+        with sqlite3.connect(ledger.path) as connection:  # nobody waits for it
+            for column in ("intended_at", "started_at", "stopped_at"):
+                connection.execute(f"UPDATE machines SET {column} = {column} - 6 * 3600")
+        assert portal().call(reconcile(ledger)) == [], "it was asked within the hour"
+        ((machine, bill),) = portal().call(reconcile(ledger, again_after=0.0))
+        expected = service.billed(key)
+        assert (machine.id, bill.amount) == (key, pytest.approx(expected * 1e6, abs=1))
+        assert portal().call(reconcile(ledger, again_after=0.0)) == []
+        assert [charge.amount for charge in ledger.charges()] == [bill.amount]
+        costs = ledger.costs()
+        assert costs.billed.total == costs.best.total == bill.amount
+        assert costs.estimate.total > 0
+
+
+def test_the_end_is_the_services_own(service: Emulator) -> None:
+    """Although its clock is an hour ahead, and nobody looks before some time has passed."""
+    with session() as it:
+        it.run("x = 1")
+        assert it.machine is not None
+        (box,) = service.boxes()
+        service.faults.clock_ahead = 3600.0
+        service.preempt(box)
+        time.sleep(1.5)
+        (machine,) = it.ledger.machines(active=True)
+        assert portal().call(lifecycle.settle(it.ledger)) == []
+        (machine,) = it.ledger.machines()
+        assert machine.stopped_at == pytest.approx(box.over, abs=1.0)
+        assert time.time() - box.over > 1.4

@@ -37,8 +37,10 @@ def add(
     end: float | None,
     runs: list[tuple[str, float, float | None]],
     provider: str = "local",
+    bill: int | None = None,
+    price: Price = PRICE,
 ) -> None:
-    machine = ledger.intend_machine(name=name, provider=provider, price=PRICE, at=begin)
+    machine = ledger.intend_machine(name=name, provider=provider, price=price, at=begin)
     ledger.machine_started(machine, at=begin)
     for notebook, opened, seconds in runs:
         run = ledger.open_run(machine, notebook=notebook, at=opened)
@@ -46,6 +48,8 @@ def add(
             ledger.close_run(run, status="done", seconds=seconds)
     if end is not None:
         ledger.machine_stopped(machine, reason="idle", at=end)
+    if bill is not None:
+        ledger.charged(machine, bill, source="tests")
 
 
 def test_each_report_names_who_caused_what(ledger: Ledger) -> None:
@@ -92,27 +96,59 @@ SPANS = st.tuples(st.floats(0, 3 * DAY), st.floats(0, DAY))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(
     machines=st.lists(
-        st.tuples(SPANS, st.booleans(), st.lists(st.tuples(SPANS, st.sampled_from("xyz")))),
+        st.tuples(
+            SPANS,
+            st.booleans(),
+            st.lists(st.tuples(SPANS, st.sampled_from("xyz"))),
+            st.none() | st.integers(0, 10**9),
+        ),
         max_size=3,
     ),
     window=SPANS,
 )
 def test_rows_always_add_up_to_the_whole(
     tmp_path: Path,
-    machines: list[tuple[tuple[float, float], bool, list[tuple[tuple[float, float], str]]]],
+    machines: list[
+        tuple[tuple[float, float], bool, list[tuple[tuple[float, float], str]], int | None]
+    ],
     window: tuple[float, float],
 ) -> None:
+    steps = Price(3_600_000, "tests", "2026-01-01", 60.0, 600.0)
     (tmp_path / "all.sqlite").unlink(missing_ok=True)
     ledger = Ledger.open(tmp_path / "all.sqlite")
-    for (begin, length), ends, runs in machines:
+    for (begin, length), ends, runs, bill in machines:
         end = NOON + begin + length if ends else None
         made = [(name, NOON + opened, seconds) for (opened, seconds), name in runs]
-        add(ledger, "m", NOON + begin, end, made)
+        add(ledger, "m", NOON + begin, end, made, bill=bill, price=steps)
     since, until = NOON + window[0], NOON + sum(window)
-    total = ledger.cost(since=since, until=until).total
+    costs = ledger.costs(since=since, until=until)
     for by in GROUPS:
-        assert sum(row.cost for row in report(ledger, by, since=since, until=until)) == total
+        rows = report(ledger, by, since=since, until=until)
+        assert sum(row.cost for row in rows) == costs.estimate.total
+        assert sum(row.billed or 0 for row in rows) == costs.billed.total
+        assert sum(row.best for row in rows) == costs.best.total
     ledger.close()
+
+
+def test_a_bill_stands_beside_the_estimate(
+    ledger: Ledger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add(ledger, "a", NOON, NOON + 100, [("x.ipynb", NOON, 50.0)], bill=130_000)
+    add(ledger, "b", NOON + 1, NOON + 11, [])
+    rows = report(ledger, "machine", until=NOON + 1000)
+    assert [(row.cost, row.billed, row.best) for row in rows] == [
+        (100_000, 130_000, 130_000),
+        (10_000, None, 10_000),
+    ]
+    cli_cost.show(rows)
+    shown = capsys.readouterr().out
+    assert "estimate" in shown and "$0.13" in shown and "not yet" in shown and "$0.14" in shown
+    runs = report(ledger, "run", until=NOON + 1000)
+    assert [(row.cost, row.billed) for row in runs] == [
+        (50_000, 65_000),
+        (50_000, 65_000),
+        (10_000, None),
+    ]
 
 
 def test_exported_files_have_the_same_rows(ledger: Ledger, tmp_path: Path) -> None:

@@ -264,9 +264,9 @@ class Ledger(Allotments, Billing):
                 )
                 estimate = meter.costs(own, moved.get(machine, ()), since=since, until=end)
             billed, best = Cost(), estimate
-            if machine in bills:
+            if machine in bills and stopped is not None:
                 begin = intended if started is None else started
-                last = max(end if stopped is None else stopped, begin + 1e-3)
+                last = max(stopped, begin + 1e-3)
                 works = [(run, opened, closed) for run, opened, closed, _ in own]
                 accrued = spread(bills[machine], begin, last)
                 billed = best = attribute(accrued, begin, last, works, since=since, until=end)

@@ -6,13 +6,15 @@ Time of machines in which no run went on has rows of its own where rows are runs
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeAlias
 
 import msgspec
 
-from .ledger import Ledger
+from .attribution import Cost
+from .ledger import Costs, Ledger
 from .records import Machine, Run
 
 IDLE = "(idle)"
@@ -24,13 +26,17 @@ Label: TypeAlias = "str | int"
 class Row(msgspec.Struct, frozen=True):
     """One line of a report: what it is about, micro-USD, seconds and how many runs began in it.
 
-    Seconds are those of machines, and of runs where rows are runs or notebooks.
+    ``cost`` is the estimate, ``billed`` what providers have billed so far (None: nothing), and
+    ``best`` the bill of those machines that have one with the estimate of the others. Seconds are
+    those of machines, and of runs where rows are runs or notebooks.
     """
 
     labels: dict[str, Label]
     cost: int
     seconds: float
     runs: int
+    billed: int | None
+    best: int
 
 
 def report(ledger: Ledger, by: str, *, since: float = 0.0, until: float | None = None) -> list[Row]:
@@ -40,16 +46,16 @@ def report(ledger: Ledger, by: str, *, since: float = 0.0, until: float | None =
 
 
 def _by_day(ledger: Ledger, since: float, until: float) -> list[Row]:
-    starts = [it.started_at for it in ledger.machines() if it.started_at is not None]
+    starts = [it.intended_at for it in ledger.machines()]
     if not starts:
         return []
     began = [run.opened_at for run in ledger.runs(since=since)]
     rows = []
     for day, begin, end in _days(max(since, min(starts)), until):
-        cost = ledger.cost(since=begin, until=end)
+        costs = ledger.costs(since=begin, until=end)
         runs = sum(begin <= moment < end for moment in began)
-        if cost.seconds or runs:
-            rows.append(Row({"day": day}, cost.total, cost.seconds, runs))
+        if _counts(costs) or runs:
+            rows.append(_row({"day": day}, costs, costs.estimate.seconds, runs))
     return rows
 
 
@@ -66,11 +72,27 @@ def _days(since: float, until: float) -> Iterator[tuple[str, float, float]]:
 def _by_machine(ledger: Ledger, since: float, until: float) -> list[Row]:
     rows = []
     for machine in ledger.machines():
-        cost = ledger.cost(machine.id, since=since, until=until)
-        if cost.seconds:
+        costs = ledger.costs(machine.id, since=since, until=until)
+        if _counts(costs):
             runs = len(ledger.runs(machine.id, since=since))
-            rows.append(Row(_machine_labels(machine), cost.total, cost.seconds, runs))
+            rows.append(_row(_machine_labels(machine), costs, costs.estimate.seconds, runs))
     return rows
+
+
+def _counts(costs: Costs) -> bool:
+    """Whether there is time or money in it."""
+    return bool(costs.estimate.seconds or costs.estimate.total or costs.best.total)
+
+
+def _row(
+    labels: Mapping[str, Label],
+    costs: Costs,
+    seconds: float,
+    runs: int,
+    part: Callable[[Cost], int] = lambda cost: cost.total,
+) -> Row:
+    billed = part(costs.billed) if costs.billed.seconds else None
+    return Row(dict(labels), part(costs.estimate), seconds, runs, billed, part(costs.best))
 
 
 def _machine_labels(machine: Machine) -> dict[str, Label]:
@@ -90,15 +112,21 @@ def _by_run(ledger: Ledger, since: float, until: float) -> list[Row]:
     machines = {machine.id: machine for machine in ledger.machines()}
     rows = []
     for machine in machines.values():
-        cost = ledger.cost(machine.id, since=since, until=until)
+        costs = ledger.costs(machine.id, since=since, until=until)
         for run in ledger.runs(machine.id):
             seconds = _seconds_within(run, since, until)
-            if run.id in cost.runs or (since <= run.opened_at < until):
-                rows.append(Row(_run_labels(run, machine), cost.runs.get(run.id, 0), seconds, 1))
-        if cost.idle:
+            if run.id in costs.best.runs or (since <= run.opened_at < until):
+                part = functools.partial(_of_run, run.id)
+                rows.append(_row(_run_labels(run, machine), costs, seconds, 1, part))
+        if costs.best.idle or costs.estimate.idle:
             labels = {"run": "", "began": "", "notebook": IDLE, "machine": machine.name}
-            rows.append(Row({**labels, "kind": "", "status": ""}, cost.idle, 0.0, 0))
+            labels = {**labels, "kind": "", "status": ""}
+            rows.append(_row(labels, costs, 0.0, 0, lambda cost: cost.idle))
     return rows
+
+
+def _of_run(run: int, cost: Cost) -> int:
+    return cost.runs.get(run, 0)
 
 
 def _run_labels(run: Run, machine: Machine) -> dict[str, Label]:
@@ -126,14 +154,20 @@ def _by_notebook(ledger: Ledger, since: float, until: float) -> list[Row]:
 
 
 def _add(rows: dict[str, Row], key: str, labels: dict[str, Label], row: Row) -> None:
-    known = rows.get(key, Row(labels, 0, 0.0, 0))
+    known = rows.get(key, Row(labels, 0, 0.0, 0, None, 0))
+    told = [it.billed for it in (known, row) if it.billed is not None]
     rows[key] = Row(
-        labels, known.cost + row.cost, known.seconds + row.seconds, known.runs + row.runs
+        labels,
+        known.cost + row.cost,
+        known.seconds + row.seconds,
+        known.runs + row.runs,
+        sum(told) if told else None,
+        known.best + row.best,
     )
 
 
 def _dearest_first(rows: dict[str, Row]) -> list[Row]:
-    return sorted(rows.values(), key=lambda row: (-row.cost, -row.seconds))
+    return sorted(rows.values(), key=lambda row: (-row.best, -row.seconds))
 
 
 _REPORTS: dict[str, Callable[[Ledger, float, float], list[Row]]] = {

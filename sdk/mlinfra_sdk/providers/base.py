@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import msgspec
 
@@ -12,6 +12,7 @@ from mlinfra_sdk.spec import Gpu, Request
 from mlinfra_sdk.worker.host import Status
 
 __all__ = [
+    "Bill",
     "Capabilities",
     "Handle",
     "NoOptions",
@@ -19,6 +20,7 @@ __all__ = [
     "Problem",
     "Provider",
     "Status",
+    "TellsCost",
 ]
 
 
@@ -75,6 +77,13 @@ class Handle(msgspec.Struct, frozen=True):
     def from_json(cls, text: str) -> Handle:
         """The inverse of :meth:`to_json`."""
         return msgspec.json.decode(text, type=cls)
+
+
+class Bill(msgspec.Struct, frozen=True):
+    """What a provider has billed for a machine, in micro-USD, and what says so."""
+
+    amount: int
+    source: str
 
 
 class NoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -138,4 +147,16 @@ class Provider(Protocol):
 
     async def list(self) -> list[Handle]:
         """Every living machine of ours, also those that the ledger does not know."""
+        ...
+
+
+@runtime_checkable
+class TellsCost(Protocol):
+    """A provider that also tells what it has billed."""
+
+    async def cost(self, handle: Handle, started: float, stopped: float) -> Bill | None:
+        """What it has billed in all for a machine that has ended, which lived from ``started`` to
+        ``stopped`` (Unix time, by this computer's clock, which may be wrong). None while that is
+        not known for good: it is asked again later. ``handle.data`` is empty for a machine whose
+        launch was never confirmed."""
         ...

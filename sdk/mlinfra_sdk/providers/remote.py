@@ -259,7 +259,7 @@ class ExecProvider(abc.ABC):
     async def status(self, handle: Handle) -> Status:
         """As the host tells. A machine that cannot be asked counts as alive: it may cost."""
         try:
-            return await self._ask(handle, "status", Status)
+            return (await self._ask(handle, "status", Status)).here()
         except _Gone:
             return Status(False, "its folder is gone")
         except LinkError as error:

@@ -260,7 +260,7 @@ class SlurmProvider(ExecProvider):
     async def _told(self, handle: Handle) -> Status | None:
         login = _login(handle.data["host"])
         with suppress(LinkError, ProviderError):
-            return await ask(login, handle.data, "status", Status, handle.key)
+            return (await ask(login, handle.data, "status", Status, handle.key)).here()
         return None
 
     async def stop(self, handle: Handle) -> None:

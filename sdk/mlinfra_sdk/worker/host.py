@@ -16,6 +16,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,11 +46,20 @@ _KEPT_PATIENCE = 60.0
 
 
 class Status(msgspec.Struct, frozen=True):
-    """Whether a machine lives; ``reason`` says why it ended, ``ended_at`` when (Unix time)."""
+    """Whether a machine lives; ``reason`` says why it ended, ``ended_at`` when (Unix time). ``now``
+    is the clock of the host that tells, if that may be another one."""
 
     alive: bool
     reason: str = ""
     ended_at: float | None = None
+    now: float | None = None
+
+    def here(self) -> Status:
+        """The same by this computer's clock; hosts' clocks may be wrong by hours."""
+        if self.ended_at is None or self.now is None:
+            return self
+        ended_at = self.ended_at + time.time() - self.now
+        return msgspec.structs.replace(self, ended_at=ended_at, now=None)
 
 
 def status(folder: Path) -> Status:
@@ -58,7 +68,7 @@ def status(folder: Path) -> Status:
         return Status(True)
     with suppress(OSError, msgspec.DecodeError):
         ended = msgspec.json.decode((folder / ENDED).read_bytes())
-        return Status(False, str(ended["reason"]), float(ended["at"]))
+        return Status(False, str(ended["reason"]), float(ended["at"]), time.time())
     return Status(False, "its process is gone")
 
 

@@ -48,6 +48,9 @@ class Box:
         self.tags = dict(tags)
         self.folder = folder / word
         self.created = time.time()
+        self.began: float | None = None
+        """When it was scheduled and began to cost."""
+        self.over: float | None = None
         self.started = asyncio.Event()
         self.ended = asyncio.Event()
         self.result = _Result()
@@ -103,6 +106,7 @@ class Box:
             self.result = self._end_asked.result()
         finally:
             await asyncio.shield(asyncio.to_thread(self._clear))
+            self.over = time.time()
             self.ended.set()
 
     async def _schedule(self, capacity: asyncio.Event) -> None:
@@ -147,6 +151,7 @@ class Box:
     async def _run(self) -> None:
         definition = self.definition
         started = self.touched = time.monotonic()
+        self.began = time.time()
         if definition.entrypoint_args:
             self.main = Process()
             await self.main.start(definition.entrypoint_args, self._environment, self._cwd(""))

@@ -10,6 +10,7 @@ from google.protobuf.empty_pb2 import Empty
 from grpclib import Status
 from modal_proto import api_pb2
 
+from emulators.modal import bills
 from emulators.modal.box import Box
 from emulators.modal.service import streaming
 from emulators.modal.volumes_calls import VolumeCalls
@@ -58,6 +59,23 @@ class Control(VolumeCalls):
 
     async def WorkspaceBillingRates(self, request: Any, metadata: Any) -> Any:
         return api_pb2.WorkspaceBillingRatesResponse(rates=self._world.rates)
+
+    @streaming
+    async def WorkspaceBillingReport(self, request: Any, metadata: Any, stream: Any) -> None:
+        world = self._world
+        boxes = list(world.boxes.values())
+        for row in bills.report(boxes, world.rates, request, world.faults.billed_earlier):
+            await stream.send_message(row)
+
+    async def SandboxGetStats(self, request: Any, metadata: Any) -> Any:
+        box = self._world.box(request.sandbox_id)
+        now = time.time()
+        ran = 0.0 if box.began is None else (box.over or now) - box.began
+        answer = api_pb2.SandboxGetStatsResponse(duration_hours=ran / 3600)
+        ahead = self._world.faults.clock_ahead
+        answer.since.FromNanoseconds(int(((box.began or box.created) + ahead) * 1e9))
+        answer.until.FromNanoseconds(int((now + ahead) * 1e9))
+        return answer
 
     async def EnvironmentGetOrCreate(self, request: Any, metadata: Any) -> Any:
         settings = api_pb2.EnvironmentSettings(image_builder_version="2025.06")

@@ -23,5 +23,9 @@ class Faults:
     """Images are not built; their build prints this and fails."""
     wrong_gpu: str = ""
     """Sandboxes get this GPU, whatever was asked for."""
+    billed_earlier: float = 0.0
+    """Seconds by which bills say that sandboxes ran earlier than they did: nobody waits an hour."""
+    clock_ahead: float = 0.0
+    """Seconds by which the service's clock differs from this computer's."""
     cut_after: int = 0
     """Cut the next stream of output once, after so many bytes."""

@@ -17,6 +17,7 @@ from modal_proto import api_pb2
 from modal_proto.api_grpc import ModalClientBase
 from modal_proto.task_command_router_grpc import TaskCommandRouterBase
 
+from emulators.modal import bills
 from emulators.modal.box import Box
 from emulators.modal.control import Control
 from emulators.modal.faults import Faults
@@ -79,6 +80,11 @@ class Emulator:
     def boxes(self) -> list[Box]:
         """Sandboxes that have not ended, the newest last."""
         return [box for box in list(self._world.boxes.values()) if not box.ended.is_set()]
+
+    def billed(self, key: str) -> float:
+        """USD that all sandboxes of this tag have cost so far."""
+        boxes = [box for box in list(self._world.boxes.values()) if key in box.tags.values()]
+        return float(sum(bills.billed(box, self._world.rates) for box in boxes))
 
     def wait_ended(self, box: Box, timeout: float = 60) -> None:
         """Wait for the end of a sandbox."""

@@ -20,8 +20,8 @@ from mlinfra_sdk import units
 from mlinfra_sdk.catalog import Gpu, Rate
 from mlinfra_sdk.errors import LinkError, MlinfraError, ProviderError, RequestError
 from mlinfra_sdk.providers import packages
-from mlinfra_sdk.providers.base import Capabilities, Handle, Offer, Problem, Status
-from mlinfra_sdk.providers.modal import rates
+from mlinfra_sdk.providers.base import Bill, Capabilities, Handle, Offer, Problem, Status
+from mlinfra_sdk.providers.modal import bills, rates
 from mlinfra_sdk.providers.modal.errors import INSTALL, LOG_IN, has_token, missing, translated
 from mlinfra_sdk.providers.modal.wire import SandboxRemote, detach, environment
 from mlinfra_sdk.providers.remote import ExecProvider, Remote
@@ -232,7 +232,13 @@ class ModalProvider(ExecProvider):
             return Status(True, f"it cannot be asked: {error.message}")
         if code is None:
             return Status(True)
-        return Status(False, _EXITS.get(code, f"it ended with status {code}"))
+        reason = _EXITS.get(code, f"it ended with status {code}")
+        return Status(False, reason, await bills.ended_at(sandbox))
+
+    async def cost(self, handle: Handle, started: float, stopped: float) -> Bill | None:
+        """By Modal's billing report, some hours after its end."""
+        sandbox = handle.data.get("sandbox", "")
+        return await bills.bill(_TAG, handle.key, sandbox, started, stopped)
 
     async def stop(self, handle: Handle) -> None:
         """Terminate the sandbox."""

@@ -23,6 +23,8 @@ _CORE = 0.00003942 * 3600
 _GIB = 0.00000667 * 3600
 """USD an hour for a core and for a GiB that a sandbox has asked for; read on that page by others
 on that day. What it uses beyond is billed, too: an estimate from this is the least."""
+_STEP = 1.0
+"""Seconds in which Modal bills; its prices are for one."""
 _ASK_SECONDS = 10.0
 _PLAUSIBLE = 3.0
 
@@ -31,8 +33,10 @@ def machine_price(cores: float, memory: int, fit: Fit | None) -> Price:
     """An hour of a sandbox with so many cores and bytes, and with this GPU."""
     micro = round((cores * _CORE + memory / (1 << 30) * _GIB) * units.MICRO)
     if fit is None:
-        return Price(micro, SOURCE, SEEN)
-    return Price(micro + fit.micro_per_hour, fit.rate.source, min(SEEN, fit.rate.date))
+        return Price(micro, SOURCE, SEEN, _STEP)
+    step = _STEP if fit.rate.granularity_s is None else fit.rate.granularity_s
+    seen = min(SEEN, fit.rate.date)
+    return Price(micro + fit.micro_per_hour, fit.rate.source, seen, step)
 
 
 def fits(wanted: Gpus) -> list[Fit]:
