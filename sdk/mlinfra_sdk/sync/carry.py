@@ -40,6 +40,7 @@ class Carrier(Knowledge):
     def _carry_out(self, plan: Plan, report: Report, progress: Progress) -> bool:
         """Do all of it; False if something was found in another state than expected and all has
         to be decided anew."""
+        self._left_over = False
         if plan.empty:
             return True
         here = {path: self._tree.known[path].entry for path in plan.up}
@@ -94,6 +95,7 @@ class Carrier(Knowledge):
         """Whether nothing has to be decided anew; what could not be done is said."""
         fine = True
         for change, problem in zip(changes, problems, strict=True):
+            self._left_over |= bool(problem)
             if problem == CHANGED:
                 fine = False
             elif problem:
@@ -167,6 +169,7 @@ class Carrier(Knowledge):
             self._peer.upload(digests, self._stager, progress)
         except (ChunkMissing, ChunkCorrupt) as error:  # it is sent with the next sync
             self._warn(report, error.message)
+            self._left_over = True
             failed = {change.path for change in files if change.entry and change.entry.chunks}
             return [it for it in batch if it.path not in failed], good
         failed = {change.path for change, problem in zip(files, problems, strict=True) if problem}

@@ -21,6 +21,7 @@ from mlinfra_sdk.objects.store import ChunkStore, chunk_digest
 
 from . import limits, names
 from .entries import Entry
+from .ignore import RuleFile
 from .messages import (
     AnyMessage,
     List,
@@ -119,10 +120,14 @@ class Knowledge:
         self._skipped: dict[bytes, str] = {}
         """What takes no part there."""
         self._epoch, self._change = "", 0
+        self._rules: list[RuleFile] | None = None
+        """As they were when this side was last looked at."""
         self._told: set[object] = set()
         """What the user has been told and need not hear again."""
         self._quiet: object = None
         """By what one knows that nothing has changed since there was nothing to do."""
+        self._left_over = False
+        """Whether something of the plan could not be done."""
         self._done = self._total = 0
 
     def exclude(self, path: Path) -> None:
@@ -135,7 +140,11 @@ class Knowledge:
     # -- looking -----------------------------------------------------------------------------
 
     def _look(self, *, again: bool) -> None:
-        """Find out what lies here and, if need be, there."""
+        """Find out what lies here and, if need be, there; at the same time, once the rules are
+        known that hold there too."""
+        rules = self._rules
+        ask = self.stale or again or not self._epoch
+        asked = self._ask_for_list(rules, ()) if ask and rules is not None else None
         try:
             self._tree.scan(before_reading=self._guard_reading, most=4 * limits.MOST_FILES)
         except TooMany as error:
@@ -144,7 +153,10 @@ class Knowledge:
         except FileNotFoundError:
             limits.check_root(self.root)
             raise
-        if self.stale or again or not self._epoch:
+        self._rules = list(self._tree.rules.files.values())
+        if asked is not None:
+            self._take_list(asked.result())
+        if ask and rules != self._rules:
             self._list(())
 
     def _guard_reading(self, files: list[tuple[bytes, int]]) -> None:
@@ -152,17 +164,13 @@ class Knowledge:
         limits.check_size([it for it in files if it[0] not in self._base], self.sync_limit)
 
     def _list(self, wanted: Collection[bytes]) -> None:
-        listing = self._peer.ask(
-            List(
-                self.name,
-                list(self._tree.rules.files.values()),
-                self._epoch,
-                self._change,
-                self.eager_limit,
-                list(wanted),
-            ),
-            Listing,
-        )
+        self._take_list(self._ask_for_list(self._rules or [], wanted).result())
+
+    def _ask_for_list(self, rules: list[RuleFile], wanted: Collection[bytes]) -> Future[Listing]:
+        request = List(self.name, rules, self._epoch, self._change, self.eager_limit, list(wanted))
+        return self._peer.begin(request, Listing)
+
+    def _take_list(self, listing: Listing) -> None:
         if listing.whole:
             self._entries = {}
         for entry in listing.entries:

@@ -6,7 +6,7 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -108,16 +108,16 @@ class Tree:
         self.skipped = {}
         self.fresh.clear()
         self._fresh_bytes = 0
-        found: dict[bytes, Found] = {}
-        walk = _Walk(found, self.skipped, most, self._own_rules if rules is None else None)
+        walk = _Walk(self.known, self.skipped, most, self._own_rules if rules is None else None)
         walk.rules = self.rules if rules is None else rules
         walk.excluded = self._excluded
         with self.root.opened() as fd:
             walk.folder(fd, b"", 0)
+        found = walk.found
         if rules is None:
-            for path in [path for path in self.rules.files if path not in found]:
+            for path in self.rules.files.keys() - found.keys() - walk.unchanged:
                 self.rules.drop(path)
-        for path in [path for path in self.known if path not in found]:
+        for path in self.known.keys() - found.keys() - walk.unchanged:
             self._remove(path)
         unread = []
         for path, it in found.items():
@@ -125,7 +125,7 @@ class Tree:
             if (
                 known is None
                 or not _same(known, it)
-                or (not known.entry.digest and it.kind == FILE and path in wanted)
+                or (_unread(known.entry) and it.kind == FILE and path in wanted)
             ):
                 unread.append((path, it))
         if before_reading is not None:
@@ -310,12 +310,15 @@ class _Walk:
 
     def __init__(
         self,
-        found: dict[bytes, Found],
+        known: Mapping[bytes, Known],
         skipped: dict[bytes, str],
         most: int | None,
         own_rules: Callable[[int, bytes, Collection[bytes]], None] | None,
     ) -> None:
-        self._found = found
+        self.found: dict[bytes, Found] = {}
+        self.unchanged: set[bytes] = set()
+        """Files that are as they are known to be, and so most of them."""
+        self._known = known
         self._skipped = skipped
         self._most = most
         self._own_rules = own_rules
@@ -324,38 +327,49 @@ class _Walk:
 
     def folder(self, fd: int, prefix: bytes, depth: int) -> None:
         with os.scandir(fd) as listing:
-            items = [(os.fsencode(item.name), item) for item in listing]
-        present = {name for name, _ in items}
-        if prefix and any(marker in present for marker in MARKERS):
+            items = {os.fsencode(item.name): item for item in listing}
+        if prefix and any(marker in items for marker in MARKERS):
             self._skipped[prefix[:-1]] = ""
-            self._found.pop(prefix[:-1], None)
+            self.found.pop(prefix[:-1], None)
             return
         if self._own_rules is not None:
-            self._own_rules(fd, prefix, present)
-        for name, item in items:
+            self._own_rules(fd, prefix, items.keys())
+        ignored, excluded, known, unchanged = (
+            self.rules.ignored,
+            self.excluded,
+            self._known,
+            self.unchanged,
+        )
+        for name, item in items.items():
             if name.startswith(names.TEMPORARY):
                 _remove_remains(name, fd)
                 continue
             path = prefix + name
             try:
-                it = found_of(item.stat(follow_symlinks=False))
+                status = item.stat(follow_symlinks=False)
             except FileNotFoundError:
                 continue
             except OSError as error:
                 self._skipped[path] = f"it cannot be read ({error.strerror})"
                 continue
-            if path in self.excluded or self.rules.ignored(
-                path, it is not None and it.kind == FOLDER
-            ):
+            old = known.get(path)
+            if old is not None and _as_known(old, status):
+                if ignored(path, False) or path in excluded:
+                    self._skipped[path] = ""
+                else:
+                    unchanged.add(path)
+                continue
+            it = found_of(status)
+            if path in excluded or ignored(path, it is not None and it.kind == FOLDER):
                 self._skipped[path] = ""
             elif it is None:
                 self._skipped[path] = "it is neither a file nor a directory"
             else:
-                self._found[path] = it
+                self.found[path] = it
                 if it.kind == FOLDER:
                     self._enter(fd, name, path, depth)
-        if self._most is not None and len(self._found) > self._most:
-            raise TooMany(self._found)
+        if self._most is not None and len(self.found) + len(unchanged) > self._most:
+            raise TooMany(self.found, len(unchanged))
 
     def _enter(self, fd: int, name: bytes, path: bytes, depth: int) -> None:
         if depth >= _DEEPEST:
@@ -375,15 +389,15 @@ class _Walk:
             os.close(inner)
 
     def _leave_out(self, path: bytes, reason: str) -> None:
-        self._found.pop(path, None)
+        self.found.pop(path, None)
         self._skipped[path] = reason
 
 
 class TooMany(SyncError):
-    """There are more files than anybody would want to have sent."""
+    """There are more files than anybody would want to have sent; ``files`` are the new ones."""
 
-    def __init__(self, found: dict[bytes, Found]) -> None:
-        super().__init__(f"There are more than {len(found)} files.")
+    def __init__(self, found: dict[bytes, Found], unchanged: int) -> None:
+        super().__init__(f"There are more than {len(found) + unchanged} files.")
         self.files = [
             (path, min(it.size, it.allocated)) for path, it in found.items() if it.kind == FILE
         ]
@@ -425,6 +439,24 @@ def _same(known: Known, it: Found) -> bool:
         and entry.kind == it.kind
         and entry.executable == it.executable
         and not known.racy
+    )
+
+
+def _as_known(known: Known, status: os.stat_result) -> bool:
+    """Whether a file that has been read is as it was then: what :func:`_same` says of it, told
+    without more ado, because it is asked of each file before each run."""
+    entry = known.entry
+    mode = status.st_mode
+    return (
+        known.ctime == status.st_ctime_ns
+        and known.inode == status.st_ino
+        and entry.size == status.st_size
+        and entry.mtime == status.st_mtime_ns
+        and not known.racy
+        and entry.kind == FILE
+        and entry.digest != b""
+        and mode & 0o170000 == stat.S_IFREG
+        and entry.executable == bool(mode & 0o100)
     )
 
 

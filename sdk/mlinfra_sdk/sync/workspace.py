@@ -51,7 +51,7 @@ class Workspace(Carrier):
                     held = self._hold_removals(plan, report, delete)
                     if self._carry_out(plan, report, progress):
                         self._say(report, listed)
-                        if plan.empty and not listed and not held:
+                        if not (listed or held or self._left_over):
                             self._quiet = self._signature()
                         break
                     self.stale = True

@@ -30,14 +30,15 @@ class _Twin:
     def __init__(self, root: Path, cache: Path) -> None:
         self.root = root
         self.tree = Tree(root, cache)
+        self.rules = Rules()
         self.epoch = secrets.token_hex(8)
         """Names this record of changes: another agent's numbers mean something else."""
         self.lock = anyio.Lock()
 
     def list(self, request: List) -> Listing:
-        self.tree.scan(
-            Rules(request.rules), lazy_above=request.lazy_above, wanted=set(request.wanted)
-        )
+        if request.rules != list(self.rules.files.values()):
+            self.rules = Rules(request.rules)
+        self.tree.scan(self.rules, lazy_above=request.lazy_above, wanted=set(request.wanted))
         self.tree.fresh.clear()
         self.tree.save()
         whole = request.epoch != self.epoch
