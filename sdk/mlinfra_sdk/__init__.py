@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from .checkpoints.checkpointer import checkpoint as checkpoint
+    from .checkpoints.keep import Keep as Keep
     from .decorator import RemoteFunction as RemoteFunction
     from .decorator import remote as remote
     from .errors import KernelDied as KernelDied
@@ -37,7 +39,9 @@ _ERRORS = (
     "RequestError",
 )
 _HOME = {
+    "Keep": "checkpoints.keep",
     "RemoteFunction": "decorator",
+    "checkpoint": "checkpoints.checkpointer",
     "data": "sources",
     "RemoteValue": "namespace.remote_value",
     "Session": "session",

@@ -113,6 +113,10 @@ class ChunkCorrupt(StoreError):
     """A stored chunk does not match its digest; it has been removed and must be fetched again."""
 
 
+class CheckpointError(StoreError):
+    """A checkpoint is damaged, or does not fit what it is to be restored into."""
+
+
 class NotTransferable(MlinfraError, TypeError):
     """An object that cannot leave its process was used on the other side."""
 

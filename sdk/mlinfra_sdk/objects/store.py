@@ -317,6 +317,22 @@ class ChunkStore:
         """Let go of what was pinned by this name."""
         (self.root / "pins" / name).unlink(missing_ok=True)
 
+    def pins(self, prefix: str) -> list[str]:
+        """Names of pins that begin so."""
+        return [path.name for path in self.root.glob("pins/*") if path.name.startswith(prefix)]
+
+    def secure(self, digests: Iterable[bytes]) -> None:
+        """Have chunks that are here synced to disk, so that a power failure does not lose them.
+        Raises :class:`StoreError`."""
+        found = [self._path(digest) for digest in digests]
+        folders = {path.parent for path in found}
+        try:
+            with ThreadPoolExecutor(_THREADS) as pool:
+                list(pool.map(_sync, found))
+                list(pool.map(_sync, [*folders, self.root / "chunks"] if folders else []))
+        except OSError as error:
+            raise self._unwritable(error) from error
+
     def _pinned(self) -> set[str]:
         names: set[str] = set()
         for path in self.root.glob("pins/*"):
@@ -366,6 +382,14 @@ class ChunkStore:
                     status = entry.stat()
                     used = max(status.st_atime, status.st_mtime)
                     yield Path(entry.path), used, status.st_size
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _seal(digest: bytes) -> int:

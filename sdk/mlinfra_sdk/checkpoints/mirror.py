@@ -1,0 +1,154 @@
+"""Checkpoints in an object store, by fsspec: ``URL/NAME/chunks/…`` and ``URL/NAME/….ckpt``.
+
+An object appears whole or not at all, and a manifest is written after its chunks. One training run
+at a time writes a name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+from mlinfra_sdk.checkpoints.keep import Keep
+from mlinfra_sdk.checkpoints.manifest import Manifest, decode, encode
+from mlinfra_sdk.checkpoints.store import CheckpointStore
+from mlinfra_sdk.errors import CheckpointError, ChunkMissing, RequestError, StoreError
+from mlinfra_sdk.objects.store import ChunkStore, chunk_digest
+
+_THREADS = 8
+_EXTRAS = {"s3": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az"}
+
+
+class Mirror:
+    """The checkpoints of ``name`` below ``url``."""
+
+    def __init__(self, url: str, name: str, options: dict[str, Any]) -> None:
+        scheme = urlsplit(url).scheme
+        if scheme not in _EXTRAS and scheme not in ("file", "memory"):
+            raise RequestError(
+                f"to={url!r} is no place for checkpoints.",
+                hint="Write s3://bucket/path, gs://bucket/path or az://container/path.",
+            )
+        if urlsplit(url).password:
+            raise RequestError(
+                "A URL for checkpoints must not hold a password.",
+                hint="Give it in the environment, or by storage_options.",
+            )
+        try:
+            fsspec = importlib.import_module("fsspec.core")
+            self._files, root = fsspec.url_to_fs(url, **options)
+        except ImportError as error:
+            raise RequestError(
+                f"{scheme}:// needs the package {error.name or 'fsspec'}.",
+                hint=f"Install it: pip install mlinfra-sdk[{_EXTRAS.get(scheme, 's3')}].",
+            ) from None
+        self._url = f"{url.rstrip('/')}/{name}"
+        self._root = f"{root.rstrip('/')}/{name}"
+        self._name = name
+        self._known: set[bytes] | None = None
+
+    def push(self, manifest: Manifest, chunks: ChunkStore, keep: Keep) -> None:
+        """Copy a checkpoint there, of which only new chunks travel, and prune. Raises
+        :class:`StoreError`."""
+        try:
+            if self._known is None:
+                self._known = self._chunks()
+            known = self._known
+            new = [digest for digest in manifest.chunks() if digest not in known]
+            self._each(
+                lambda digest: self._put(self._chunk(digest), chunks.read_chunk(digest)), new
+            )
+            known.update(new)
+            self._put(self._manifest(manifest.number), encode(manifest))
+            self._prune(keep)
+        except StoreError:
+            raise
+        except Exception as error:
+            raise self._failed("written", error) from error
+
+    def pull(self, store: CheckpointStore) -> None:
+        """Bring the newest usable checkpoint into ``store`` if that has none as new. Raises
+        :class:`StoreError` if the place cannot be read."""
+        try:
+            local = store.latest(self._name, lambda text: None)
+            numbers = self._numbers()
+            for number in reversed(numbers):
+                try:
+                    manifest = decode(self._files.cat_file(self._manifest(number)))
+                    if local is not None and manifest.created <= local.created:
+                        return
+                    self._bring(manifest, store.chunks)
+                except (CheckpointError, FileNotFoundError):
+                    continue  # damaged over there: the one before
+                store.commit(manifest)
+                return
+        except StoreError:
+            raise
+        except Exception as error:
+            raise self._failed("read", error) from error
+
+    def _bring(self, manifest: Manifest, chunks: ChunkStore) -> None:
+        def bring(digest: bytes) -> None:
+            data = self._files.cat_file(self._chunk(digest))
+            if chunk_digest(data) != digest:
+                raise CheckpointError(f"A chunk of {manifest} is damaged at {self._url}.")
+            chunks.put_chunk(data, digest)
+
+        self._each(bring, chunks.missing(manifest.chunks()))
+
+    def _prune(self, keep: Keep) -> None:
+        whole = []
+        for number in self._numbers():
+            with contextlib.suppress(CheckpointError, FileNotFoundError):
+                whole.append(decode(self._files.cat_file(self._manifest(number))))
+        doomed = keep.doomed(whole)
+        if not doomed:
+            return
+        for manifest in doomed:
+            self._files.rm_file(self._manifest(manifest.number))
+        kept = {it.number for it in whole} - {it.number for it in doomed}
+        wanted = {digest for it in whole if it.number in kept for digest in it.chunks()}
+        known = self._known or set()
+        self._each(lambda digest: self._files.rm_file(self._chunk(digest)), list(known - wanted))
+        self._known = known & wanted
+
+    def _each(self, act: Any, digests: list[bytes]) -> None:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            list(pool.map(act, digests))
+
+    def _put(self, path: str, data: bytes) -> None:
+        self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
+        self._files.pipe_file(path, data)
+
+    def _names(self, folder: str) -> list[str]:
+        self._files.invalidate_cache()
+        try:
+            return [str(path).rpartition("/")[2] for path in self._files.ls(folder, detail=False)]
+        except FileNotFoundError:
+            return []
+
+    def _numbers(self) -> list[int]:
+        found = (name.partition(".ckpt") for name in self._names(self._root))
+        return sorted(int(stem) for stem, dot, rest in found if dot and not rest and stem.isdigit())
+
+    def _chunks(self) -> set[bytes]:
+        names = self._names(f"{self._root}/chunks")
+        return {bytes.fromhex(name) for name in names if len(name) == 64}
+
+    def _manifest(self, number: int) -> str:
+        return f"{self._root}/{number:08d}.ckpt"
+
+    def _chunk(self, digest: bytes) -> str:
+        return f"{self._root}/chunks/{digest.hex()}"
+
+    def _failed(self, done: str, error: Exception) -> StoreError:
+        text = str(error).strip() or type(error).__name__
+        if isinstance(error, ChunkMissing):
+            text = error.message
+        return StoreError(
+            f"Checkpoints at {self._url} could not be {done}: {text}.",
+            hint="Check the credentials and that the bucket exists.",
+        )
