@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 
+import pytest
 from live import Notebook, until
 
 Open = Callable[..., Notebook]
@@ -27,6 +29,17 @@ def begun(notebook: Notebook, name: str) -> None:
 
 def listed(notebook: Notebook) -> str:
     return notebook.run("%remote runs").stdout
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test that failed has left must not fail the next ones, nor its own next try."""
+    yield
+    if "notebook" in request.fixturenames:
+        notebook: Notebook = request.getfixturevalue("notebook")
+        for _ in range(2):  # a run that is interrupted waits to be discarded
+            for name in re.findall(r"^(\S+)  on ", listed(notebook), re.M):
+                notebook.start(f"%remote cancel {name}")
 
 
 def test_a_detached_run_from_its_start_to_its_collection(notebook: Notebook) -> None:
