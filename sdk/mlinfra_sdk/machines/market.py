@@ -149,10 +149,10 @@ def _order(offer: Offer, wanted: Gpus | None) -> tuple[int, bool, int, float]:
 
 
 def announcement(market: Market, request: Request) -> str:
-    """What is going to be taken, to be said before it starts; nothing about a machine that was
-    named and costs nothing."""
+    """What is going to be taken, to be said before it starts; about a machine that was named and
+    costs nothing only what its provider notes."""
     first = market.quotes[0]
     price = first.offer.price
     if request.target != AUTO and price.known and not price.micro_per_hour:
-        return ""
-    return " ".join([f"{first}.", *market.notes])
+        return first.offer.note
+    return " ".join(filter(None, [f"{first}.", first.offer.note, *market.notes]))
