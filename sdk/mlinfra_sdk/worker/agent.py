@@ -40,11 +40,11 @@ from mlinfra_sdk.worker.datasets import Datasets
 from mlinfra_sdk.worker.environments import Environments
 from mlinfra_sdk.worker.files import Files
 from mlinfra_sdk.worker.folder import (
-    ENDED,
     SOCKET,
     SOCKETS,
     Config,
     load_config,
+    record_end,
     remove_sockets,
 )
 from mlinfra_sdk.worker.kernel_host import KernelHost
@@ -478,9 +478,7 @@ async def run(folder: Path, config: Config, announce: Callable[[], None]) -> str
         tasks.cancel_scope.cancel()
     if reason == _UNKNOWN and not any(agent.runs.listed()):
         shutil.rmtree(folder, ignore_errors=True)
-    record = msgspec.json.encode({"reason": reason, "at": time.time()})
-    with suppress(OSError):  # the folder may be gone, the disk full
-        (folder / ENDED).write_bytes(record)
+    record_end(folder, reason)
     return reason
 
 
