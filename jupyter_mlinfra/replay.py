@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from mlinfra_sdk.frontend import ASK, is_yes
 from mlinfra_sdk.machines.ends import notice
 from mlinfra_sdk.machines.lifecycle import LiveMachine
 from mlinfra_sdk.worker.messages import ENDING, Record
@@ -76,6 +77,26 @@ class KernelFrontend:
         """As ``input`` and ``getpass`` of this kernel."""
         answer: str = self._kernel.getpass(prompt) if password else self._kernel.raw_input(prompt)
         return answer
+
+    def confirm(self, question: str) -> bool | None:
+        """On the card, which offers buttons where the front end can draw them: they answer the
+        same line of input that everybody else types into."""
+        if not self.allow_stdin:
+            return None
+        card, note = self._card, ""
+        if card is not None:
+            note, card.note = card.note, question
+            card.enter("confirm")
+            self.show()
+        else:
+            self.note(question)
+        try:
+            return is_yes(self.ask(ASK, password=False))
+        finally:
+            if card is not None:
+                card.note = note
+                card.enter("start")
+                self.show()
 
     def begun(self, run: str) -> None:
         """Keep it on the card, which outlives this kernel."""

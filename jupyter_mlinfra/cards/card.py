@@ -32,6 +32,7 @@ class _Look(NamedTuple):
 # Colours with a contrast of at least 3:1 on white and on near-black.
 _LOOKS: dict[Phase, _Look] = {
     "quote": _Look("Looking for a machine", "quote", "#7c7f88"),
+    "confirm": _Look("Waiting for your answer", "answer", "#d97706", "?"),
     "start": _Look("Starting the machine", "start", "#8b5cf6"),
     "environment": _Look("Preparing the environment", "environment", "#0d9488"),
     "data": _Look("Moving data", "data", "#d97706"),

@@ -10,6 +10,7 @@ from mlinfra_sdk import units
 
 Phase = Literal[
     "quote",
+    "confirm",
     "start",
     "environment",
     "data",

@@ -9,7 +9,7 @@ from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
 
-from mlinfra_sdk import spec
+from mlinfra_sdk import cli_quote, spec
 from mlinfra_sdk.errors import MlinfraError
 from mlinfra_sdk.jobs import RunHandle
 from mlinfra_sdk.ledger import Ledger
@@ -58,6 +58,7 @@ class RemoteMagics:
             "cancel": self._cancel,
             "catalog": self._catalog,
             "cost": self._cost,
+            "quote": self._quote,
         }
         handlers[command.name](command)
 
@@ -97,6 +98,9 @@ class RemoteMagics:
             status.show_cost(ledger, command.arguments[0] if command.arguments else "day")
         finally:
             ledger.close()
+
+    def _quote(self, command: grammar.Command) -> None:
+        cli_quote.show(cli_quote.ask(self._resolve(command.settings).request))
 
     def _stop(self, command: grammar.Command) -> None:
         if command.arguments:

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mlinfra_sdk.errors import KernelDied, MachineLost, MlinfraError, RunDetached
+from mlinfra_sdk.errors import BudgetSpent, KernelDied, MachineLost, MlinfraError, RunDetached
 from mlinfra_sdk.frontend import Console, Frontend
 from mlinfra_sdk.jobs import RunHandle
+from mlinfra_sdk.ledger.history import cell_key
 from mlinfra_sdk.machines.ends import in_words, notice
 from mlinfra_sdk.namespace.analysis import CellNames, cell_names
 from mlinfra_sdk.running import Outcome, Result
@@ -49,12 +50,13 @@ class Cells:
         frontend = self._sessions.frontend(session, card)
         if request.detach or request.background:
             return self._start(session, frontend, card, code, names, cell)
+        key = cell_key(cell)
         count = self._shell.displayhook.prompt_count
         self.show(
             session,
             frontend,
             card,
-            lambda: session.execute(code, names, frontend=frontend, count=count, cell=cell),
+            lambda: session.execute(code, names, frontend=frontend, count=count, cell=key),
         )
         return None
 
@@ -92,7 +94,7 @@ class Cells:
         except RunDetached:
             status = "detached"
             raise
-        except (KernelDied, MachineLost):
+        except (KernelDied, MachineLost, BudgetSpent):
             status = "lost"
             raise
         finally:
@@ -117,7 +119,7 @@ class Cells:
                 count=self._shell.displayhook.prompt_count,
                 frontend=frontend if request.background else None,
                 label=request.name,
-                cell=cell,
+                cell=cell_key(cell),
                 new_kernel=request.kernel == "new",
             )
         except BaseException:

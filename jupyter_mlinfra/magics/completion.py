@@ -67,7 +67,7 @@ def complete(
         return _setting(word, earlier, CELL, machines)
     if not earlier:
         return _starting_with(word, SUBCOMMANDS)
-    if earlier[0] == "use":
+    if earlier[0] in ("use", "quote"):
         return _setting(word, earlier[1:], NOTEBOOK, machines)
     if earlier == ["stop"]:
         return _starting_with(word, machines())

@@ -14,6 +14,7 @@ from mlinfra_sdk.spec import CELL, NOTEBOOK, SETTINGS, Layer
 
 CELL_ORIGIN = "the %%remote line"
 USE_ORIGIN = "%remote use"
+QUOTE_ORIGIN = "%remote quote"
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,10 @@ SUBCOMMANDS: Mapping[str, Subcommand] = {
     "cost": Subcommand(
         "cost [GROUP]", "what was spent in 30 days by day, notebook, machine, provider or run"
     ),
+    "quote": Subcommand(
+        "quote [KEY=VALUE ...]",
+        "what a machine would cost, such as gpu=A10, wherever it is to be had",
+    ),
     "cancel": Subcommand("cancel RUN", "interrupt a run, or take it out of the queue"),
 }
 
@@ -62,7 +67,8 @@ SYNC_OPTIONS = ("--dry-run", "--delete")
 
 @dataclass(frozen=True)
 class Command:
-    """A parsed ``%remote`` line. ``settings`` and ``unset`` belong to ``use``."""
+    """A parsed ``%remote`` line. ``settings`` are those of ``use`` and ``quote``, ``unset`` of
+    ``use``."""
 
     name: str
     arguments: tuple[str, ...] = ()
@@ -88,6 +94,9 @@ def parse_command(line: str) -> Command:
             f"%remote has no subcommand {name!r}.{guess}",
             hint=f"Subcommands: {', '.join(SUBCOMMANDS)}.",
         )
+    if name == "quote":
+        pairs = _pairs(arguments, NOTEBOOK, QUOTE_ORIGIN)
+        return Command(name, settings=spec.parse(pairs, place=NOTEBOOK, origin=QUOTE_ORIGIN))
     if name == "use":
         pairs = _pairs(arguments, NOTEBOOK, USE_ORIGIN)
         unset = tuple(key for key, value in pairs.items() if not value and key in SETTINGS)

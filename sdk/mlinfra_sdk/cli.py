@@ -86,6 +86,11 @@ def _dispatch(words: list[str]) -> int:
         from mlinfra_sdk import cli_catalog
 
         return cli_catalog.dispatch(options)
+    if options.command == "quote":
+        from mlinfra_sdk import cli_quote
+
+        layers = [*spec.configured(), _settings(options.settings)]
+        return cli_quote.dispatch(options, spec.resolve(layers).request)
     if options.command == "cost":
         from mlinfra_sdk import cli_cost
 
@@ -107,12 +112,14 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run",
         help="run a Python script on a machine",
-        usage="mlinfra run FILE.py [KEY=VALUE ...] [--detach [--name NAME]] [-- ARGUMENT ...]",
+        usage="mlinfra run FILE.py [KEY=VALUE ...] [--yes] [--detach [--name NAME]] "
+        "[-- ARGUMENT ...]",
         description=_RUN_HELP.format(settings=_indented(spec.describe(spec.NOTEBOOK))),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     run.add_argument("file", metavar="FILE.py", help="the script")
     run.add_argument("settings", metavar="KEY=VALUE", nargs="*", help="a setting, see above")
+    run.add_argument("--yes", action="store_true", help="ask nothing before a machine is started")
     run.add_argument("--detach", action="store_true", help="leave it running and return at once")
     run.add_argument("--name", metavar="NAME", help="name of the detached run, to find it again")
 
@@ -123,6 +130,15 @@ def _parser() -> argparse.ArgumentParser:
         "with the place where it was set.",
     )
     status.add_argument("--json", action="store_true", help="print JSON")
+
+    quote = commands.add_parser(
+        "quote",
+        help="compare what a machine would cost, wherever it can be had",
+        description="Ask everybody who is set up what the machine would cost that these settings "
+        "ask for, such as gpu=A10. Nothing is started.",
+    )
+    quote.add_argument("settings", metavar="KEY=VALUE", nargs="*", help="as for `mlinfra run`")
+    quote.add_argument("--json", action="store_true", help="print JSON")
 
     extend = commands.add_parser(
         "extend",
@@ -224,6 +240,8 @@ def _indented(text: str) -> str:
 
 def _run(options: argparse.Namespace, arguments: list[str]) -> int:
     file, layers = options.file, [*spec.configured(), _settings(options.settings)]
+    if options.yes:
+        layers.append(spec.parse({"confirm": "no"}, place=spec.NOTEBOOK, origin="--yes"))
     if options.name is not None:
         if not options.detach:
             raise RequestError("--name is the name of a detached run.", hint="Add --detach.")

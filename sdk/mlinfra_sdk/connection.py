@@ -42,6 +42,7 @@ from mlinfra_sdk.namespace.sync import LocalNamespace
 from mlinfra_sdk.objects.store import ChunkStore
 from mlinfra_sdk.running import Running, follow
 from mlinfra_sdk.spec import Request
+from mlinfra_sdk.spending import Spending
 from mlinfra_sdk.worker import messages as m
 from mlinfra_sdk.worker.watchdog import End
 from mlinfra_sdk.workspaces import SessionFiles
@@ -77,6 +78,7 @@ class Connection:
         self.noticed: Callable[[End], None] = lambda end: Console().note(ends.notice(end))
         """Told, in the portal's thread, when the machine is about to end while nothing runs."""
         self._notebook = notebook
+        self._spending = Spending(self, notebook)
         self._hidden = hidden or self._dunders
         self._ledger: Ledger | None = None
         self._store = ChunkStore(paths.data_dir() / "store")
@@ -118,6 +120,12 @@ class Connection:
         """The machine, once it has been started and unless it is known to be gone."""
         return self._machine
 
+    @property
+    def client(self) -> AgentClient | None:
+        """The connection to the machine's agent, if there is one."""
+        client = self._client
+        return client if client is not None and client.closed is None else None
+
     def agent(self) -> m.AgentInfo | None:
         """What the agent says of itself, or None without a connection."""
         client = self._client
@@ -144,13 +152,14 @@ class Connection:
         now = time.monotonic()
         idle = self.request.idle
         found = [End("idle", max(idle, self._kept - now), f"idle for {idle:g} s")]
+        found += self._spending.ends()
         found += [End(it.cause, it.seconds + self._told - now, it.reason) for it in self._ends]
         return min(found, key=lambda end: end.seconds)
 
     def _learn(self, told: list[End]) -> None:
         """Keep what the machine says of its ends; that for being idle is put off by each run."""
         self._told = time.monotonic()
-        self._ends = [it for it in told if it.cause in ("time", "budget")]
+        self._ends = [it for it in told if it.cause == "time"]
 
     def extend(self, seconds: float) -> list[End]:
         """Have the machine not end for being idle, nor for its time, before so many seconds from
@@ -356,9 +365,7 @@ class Connection:
         self._name = self._name or self.request.machine or _new_name(self.request.target)
         if self.request.isolate or self.request.on != "local":
             self._packages.warm_up()
-        machine = portal().call(
-            lifecycle.acquire(self.request, self._name, self.ledger, frontend.note)
-        )
+        machine = self._spending.acquire(self._name, frontend)
         self._shares_files = machine.provider.capabilities.shared_fs and not self.request.isolate
         self._choose_packages()
         self._machine = machine  # from now on closing this session stops it

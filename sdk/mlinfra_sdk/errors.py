@@ -50,6 +50,14 @@ class NoCapacity(ProviderError):
     """The provider has no such machine free right now; another one may."""
 
 
+class NotConfirmed(MlinfraError):
+    """A machine was not started: the user said no to what it costs, or could not be asked."""
+
+
+class BudgetSpent(MlinfraError):
+    """A budget of the user's is used up: a machine or a run was stopped, or not started."""
+
+
 class WrongGpu(ProviderError):
     """A machine does not have the accelerators that were asked for; it has been stopped."""
 

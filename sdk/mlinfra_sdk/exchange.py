@@ -11,6 +11,7 @@ import msgspec
 from mlinfra_sdk import sources, spec
 from mlinfra_sdk.connection import Connection, decode_outputs
 from mlinfra_sdk.errors import (
+    BudgetSpent,
     ChunkCorrupt,
     ChunkMissing,
     KernelDied,
@@ -41,6 +42,7 @@ from mlinfra_sdk.running import (
 )
 from mlinfra_sdk.sync.reports import Report as FilesReport
 from mlinfra_sdk.worker import messages as m
+from mlinfra_sdk.worker.watchdog import OF_BUDGET
 
 _OF_LEDGER = ("done", "error", "interrupted")
 _encode_inputs = msgspec.msgpack.Encoder().encode
@@ -89,7 +91,9 @@ class Exchange(Connection):
                 return self._local.prepare(names, code)
 
             shown_by = frontend or Console()
+            self._spending.cell = cell
             client, supply = self._prepared(prepare, names.imports, shown_by)
+            self._spending.before_run(shown_by, all_of_it=frontend is None)
             self._place_data(client, shown_by)
             self._files.before_run(self.request, shown_by)
             try:
@@ -119,6 +123,7 @@ class Exchange(Connection):
                 notebook=self._notebook,
                 ledger=ledger_run,
                 detached=frontend is None,
+                **self._spending.of_run(),
             )
             try:
                 client.send(request).result()
@@ -248,7 +253,7 @@ class Exchange(Connection):
         """Follow a run to its end; without a result this raises."""
         began = time.monotonic()
         try:
-            ended = follow(client, self._kernel, run, frontend)
+            ended = follow(client, self._kernel, run, frontend, self._spending.look)
         except LinkClosed as error:
             raise self._left_alone(run.name, error) from None
         except KernelDied as error:
@@ -270,6 +275,9 @@ class Exchange(Connection):
         client.send(m.Collected(client.next_id(), run))
         if status == "cancelled":
             return RunCancelled(reason)
+        if content.get("machine"):
+            self._kernel_died(end)
+            return _ended(f"The machine has ended: {content['machine']}.", content["machine"])
         if status == "lost":
             return MachineLost(reason, hint="What it had published until then has been shown.")
         return self._kernel_died(end)
@@ -316,7 +324,9 @@ class Exchange(Connection):
         cell: str,
         imports: frozenset[str],
     ) -> Result:
+        self._spending.cell = cell
         client, prepare = self._prepared(prepare, imports, frontend)
+        self._spending.before_run(frontend)
         self._place_data(client, frontend)
         before = client.bytes_sent, client.bytes_received
         if kind in _WITH_FILES:
@@ -339,6 +349,8 @@ class Exchange(Connection):
                 result = self._finish(client, outcome, self._local.apply, frontend.progress)
                 client.send(m.Collected(client.next_id(), run.name))
                 status = _status_of(result)
+                if run.stopped and isinstance(result.error, KeyboardInterrupt):
+                    result.error = BudgetSpent(run.stopped, hint=_RAISE)
             except _NotLoaded:
                 client.send(m.Collected(client.next_id(), run.name))
                 raise
@@ -403,9 +415,8 @@ class Exchange(Connection):
             status = portal().call(machine.provider.status(machine.handle))
             if not status.alive:
                 self._local.forget(f"its machine has ended: {status.reason}")
-                return MachineLost(
-                    f"The machine {machine.name} has ended: {status.reason}.",
-                    hint="The next run starts another one and sends its variables.",
+                return _ended(
+                    f"The machine {machine.name} has ended: {status.reason}.", status.reason
                 )
         return RunDetached(
             f"The machine cannot be reached: {error.message} The run goes on there as {run}.",
@@ -432,6 +443,7 @@ class Exchange(Connection):
             frontend.allow_stdin,
             notebook=self._notebook,
             ledger=ledger_run,
+            **self._spending.of_run(),
         )
         run.submitted(client.send(request))
 
@@ -474,6 +486,13 @@ class _NotLoaded(StoreError):
     are sent again with the next try."""
 
 
+def _ended(said: str, reason: str) -> MlinfraError:
+    if reason.startswith(OF_BUDGET):
+        return BudgetSpent(said, hint=_RAISE)
+    return MachineLost(said, hint="The next run starts another one and sends its variables.")
+
+
+_RAISE = "Raise it on the cell or by %remote use to go on."
 _LOST = (ChunkCorrupt.__name__, ChunkMissing.__name__)
 
 

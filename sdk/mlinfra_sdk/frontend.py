@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from mlinfra_sdk.machines.lifecycle import LiveMachine
 
 
+ASK = "Start it? [y/N] "
+
+
+def is_yes(answer: str) -> bool:
+    """Whether what was typed means yes."""
+    return answer.strip().lower() in ("y", "yes")
+
+
 class Frontend(Protocol):
     """Shows what a run publishes. ``publish`` may be called from any thread, one at a time."""
 
@@ -28,6 +36,10 @@ class Frontend(Protocol):
 
     def ask(self, prompt: str, password: bool) -> str:
         """Have the user type something."""
+        ...
+
+    def confirm(self, question: str) -> bool | None:
+        """Whether the user wants that; None if nobody can be asked."""
         ...
 
     def begun(self, run: str) -> None:
@@ -93,6 +105,13 @@ class Console:
             return getpass.getpass(prompt) if password else input(prompt)
         except EOFError:
             return "\x04"
+
+    def confirm(self, question: str) -> bool | None:
+        """At a terminal."""
+        if sys.stdin is None or not sys.stdin.isatty():
+            return None
+        print(question, file=sys.stderr, flush=True)
+        return is_yes(self.ask(ASK, password=False))
 
     def begun(self, run: str) -> None:
         """Not shown."""

@@ -20,10 +20,12 @@ import msgspec
 from mlinfra_sdk.errors import NotTransferable, RemoteError
 from mlinfra_sdk.frontend import Frontend
 from mlinfra_sdk.machines.client import AgentClient
+from mlinfra_sdk.machines.ends import notice
 from mlinfra_sdk.machines.portal import Portal
 from mlinfra_sdk.namespace.sync import Report
 from mlinfra_sdk.worker import messages as m
-from mlinfra_sdk.worker.messages import DIED, HANDLED, INPUT, LEFT, RESULT, Record
+from mlinfra_sdk.worker.messages import DIED, ENDING, HANDLED, INPUT, LEFT, RESULT, Record
+from mlinfra_sdk.worker.watchdog import End
 
 ENDS = frozenset({RESULT, DIED, LEFT, HANDLED})
 """What comes last of a run, or of a comm message."""
@@ -75,6 +77,8 @@ class Running:
         self._blocked = False
         self._room = anyio.Event()
         self._over = False
+        self.stopped = ""
+        """Why the machine has stopped it, once it has."""
 
     async def sink(self, record: Record) -> None:
         """Take a record. What comes after the end (threads of the cell) is shown at once."""
@@ -83,6 +87,9 @@ class Running:
             return
         if record.msg_type in ENDS:
             self._over = True
+        elif record.msg_type == ENDING:
+            end = msgspec.json.decode(record.content, type=End)
+            self.stopped = notice(end) if end.cause == "run" and end.seconds <= 0 else ""
         self._put += _size(record)
         self._queue.put(record)
         while self._put - self._taken > _HELD and not self._over:
@@ -182,9 +189,15 @@ class Running:
                 return item
 
 
-def follow(client: AgentClient, kernel: str, run: Running, frontend: Frontend) -> Outcome | Record:
+def follow(
+    client: AgentClient,
+    kernel: str,
+    run: Running,
+    frontend: Frontend,
+    look: Callable[[Frontend], None] = lambda frontend: None,
+) -> Outcome | Record:
     """Until the run's end, as :meth:`Running.wait`. The first interrupt goes to the machine, a
-    second one leaves the run."""
+    second one leaves the run. ``look`` is called about once a second."""
 
     def ask(content: dict[str, Any]) -> None:
         with interrupts_raised():
@@ -207,6 +220,7 @@ def follow(client: AgentClient, kernel: str, run: Running, frontend: Frontend) -
                 "The interrupt was sent, but the cell goes on. Interrupt again to leave it; "
                 "`%remote restart` then ends it for good."
             )
+        look(frontend)
         frontend.tick()
 
     # Raised in the midst of publishing, an interrupt would lose a message.

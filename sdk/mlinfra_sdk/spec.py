@@ -12,19 +12,35 @@ Values come in layers, each overriding the one before: built-in, the user's ``co
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from . import credentials, sources, targets, units
+from . import credentials, targets
 from .catalog import Gpu as Gpu
-from .catalog import Gpus, catalog, parse_gpus
+from .catalog import Gpus
 from .errors import RequestError
 from .errors import did_you_mean as did_you_mean
+from .kinds import (
+    CONFIRM,
+    DATA,
+    DURATION,
+    ENV,
+    KERNEL,
+    LIMIT,
+    MONEY,
+    PRICE,
+    RUN,
+    SIZE,
+    TARGET,
+    Kind,
+)
+from .kinds import FLAG as FLAG
+from .kinds import GPU as GPU
+from .kinds import NAME as NAME
 from .sources import Source
 from .toml_files import Table, tables
 
@@ -61,6 +77,17 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     data_credentials: bool = False
     price: int = 0
     """Micro-USD per hour of a machine of the user's own."""
+    confirm: int | None = 5_000_000
+    """Micro-USD per hour above which a launch is asked about; None: nothing is asked."""
+    budget: int | None = None
+    machine_budget: int | None = None
+    notebook_budget: int | None = None
+    month_budget: int | None = None
+    """Micro-USD that a run, a machine, a notebook's machines and all machines of a month may
+    cost."""
+    paid: float | None = None
+    paid_by: str = ""
+    """No settings: how many seconds a machine that is launched is paid for, and by what."""
 
     @property
     def target(self) -> str:
@@ -72,16 +99,6 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     def place(self) -> tuple[object, ...]:
         """What requests must have in common to be met by one machine."""
         return (self.target, self.gpu, self.machine, self.isolate)
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of value: how it is read, shown, described and completed."""
-
-    accepts: str
-    parse: Callable[[str], object]
-    show: Callable[[Any], str]
-    suggestions: Callable[[], Iterable[str]]
 
 
 @dataclass(frozen=True)
@@ -104,122 +121,6 @@ class Setting:
     def default(self) -> object:
         return self.of(Request())
 
-
-def _parse_target(text: str) -> str:
-    if text != targets.AUTO:
-        targets.find(text)
-    return text
-
-
-def _parse_span(text: str) -> float:
-    seconds = units.parse_duration(text)
-    if seconds <= 0:
-        raise ValueError(text)
-    return seconds
-
-
-def _parse_name(text: str) -> str:
-    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", text) is None:
-        raise ValueError(text)
-    return text
-
-
-def _parse_env(text: str) -> str:
-    if not text:
-        raise ValueError(text)
-    return text.lower() if text.lower() in ("mirror", "none") else text
-
-
-def _environments() -> Iterable[str]:
-    known = ("requirements.txt", "pyproject.toml", "uv.lock", "environment.yml")
-    return ("mirror", "none", *(name for name in known if os.path.isfile(name)))
-
-
-def _parse_kernel(text: str) -> str:
-    if text != "new":
-        raise ValueError(text)
-    return text
-
-
-_BOOLEANS = {"yes": True, "true": True, "on": True, "1": True} | {
-    "no": False,
-    "false": False,
-    "off": False,
-    "0": False,
-}
-
-
-def _parse_flag(text: str) -> bool:
-    try:
-        return _BOOLEANS[text.lower()]
-    except KeyError:
-        raise ValueError(text) from None
-
-
-def _none_or(show: Callable[[Any], str]) -> Callable[[Any], str]:
-    return lambda value: "none" if value is None else show(value)
-
-
-GPU = Kind(
-    "a GPU name such as A10, with a count as in A10:2, memory such as 24GB, alternatives as in "
-    "A10|L4, any, or none",
-    parse_gpus,
-    _none_or(str),
-    lambda: (*catalog().names, "any", "none"),
-)
-TARGET = Kind(
-    "auto, an installed provider, with its argument as in ssh:HOST, or a target of a settings file",
-    _parse_target,
-    str,
-    lambda: (targets.AUTO, *targets.names()),
-)
-DURATION = Kind(
-    "a duration with units, such as 15m, 2h, 1h30m or 90s",
-    _parse_span,
-    units.format_duration,
-    lambda: ("15m", "30m", "1h", "2h"),
-)
-LIMIT = Kind(
-    DURATION.accepts + ", or none",
-    lambda text: None if text.lower() == "none" else _parse_span(text),
-    _none_or(units.format_duration),
-    lambda: ("30m", "1h", "2h", "8h", "none"),
-)
-SIZE = Kind(
-    "a size with a unit, such as 64MB or 2GiB",
-    units.parse_size,
-    units.format_size,
-    lambda: ("16MB", "64MB", "256MB", "1GB"),
-)
-NAME = Kind(
-    "a name of letters, digits, dots, dashes and underscores, beginning with a letter or digit",
-    _parse_name,
-    _none_or(str),
-    tuple,
-)
-RUN = Kind(NAME.accepts, _parse_name, str, tuple)
-ENV = Kind(
-    "mirror, none, or the path of a requirements.txt, pyproject.toml, uv.lock or environment.yml",
-    _parse_env,
-    str,
-    _environments,
-)
-KERNEL = Kind("new", _parse_kernel, str, lambda: ("new",))
-FLAG = Kind("yes or no", _parse_flag, lambda value: "yes" if value else "no", lambda: ("yes", "no"))
-PRICE = Kind(
-    "an amount in USD per hour, such as 0.35",
-    units.parse_usd,
-    lambda value: f"{value / units.MICRO:g}",
-    tuple,
-)
-
-DATA = Kind(
-    "folders here and URLs (s3://, gs://, hf://, https://) with commas between them, each also as "
-    "NAME=LOCATION",
-    sources.parse,
-    sources.show,
-    lambda: ("./data", "s3://bucket/path", "https://host/file"),
-)
 
 SETTINGS: Mapping[str, Setting] = {
     setting.name: setting
@@ -324,6 +225,33 @@ SETTINGS: Mapping[str, Setting] = {
             PRICE,
             "what an hour of a machine of your own costs in USD (your electricity, your lease)",
             "price=0.12",
+            (NOTEBOOK, CONFIG),
+        ),
+        Setting(
+            "confirm",
+            CONFIRM,
+            "ask before a machine is started that costs more than this in USD per hour",
+            "confirm=2",
+        ),
+        Setting("budget", MONEY, "stop a run that has cost so much, in USD", "budget=5"),
+        Setting(
+            "machine_budget",
+            MONEY,
+            "stop a machine that has cost so much, in USD",
+            "machine_budget=20",
+        ),
+        Setting(
+            "notebook_budget",
+            MONEY,
+            "what all machines of a notebook may cost in USD",
+            "notebook_budget=50",
+            (NOTEBOOK, CONFIG),
+        ),
+        Setting(
+            "month_budget",
+            MONEY,
+            "what all machines of a calendar month may cost in USD, of all notebooks",
+            "month_budget=200",
             (NOTEBOOK, CONFIG),
         ),
     )

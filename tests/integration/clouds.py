@@ -21,7 +21,7 @@ from mlinfra_sdk import targets
 from mlinfra_sdk.catalog import Gpu, Rate
 from mlinfra_sdk.errors import NoCapacity, ProviderError
 from mlinfra_sdk.ledger import Price
-from mlinfra_sdk.providers.base import Handle, Offer, Problem
+from mlinfra_sdk.providers.base import Capabilities, Handle, Offer, Problem
 from mlinfra_sdk.providers.local import LocalProvider
 from mlinfra_sdk.spec import Request
 
@@ -34,6 +34,8 @@ H100 = "NVIDIA H100 80GB HBM3=81559"
 
 class Cloud(LocalProvider):
     """One that behaves as ``$CLOUDS`` says."""
+
+    capabilities = Capabilities(hard_stop="provider", shared_fs=True)
 
     @property
     def _plan(self) -> dict[str, Any]:
@@ -87,7 +89,10 @@ class Dear(Cloud):
 
 
 class Odd(Cloud):
+    """Its machines go on if their worker fails."""
+
     name = "odd"
+    capabilities = Capabilities(hard_stop="worker", shared_fs=True)
 
 
 @contextmanager

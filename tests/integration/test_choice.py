@@ -42,7 +42,8 @@ def test_the_cheapest_is_first_and_an_unknown_price_last(tmp_path: Path) -> None
         assert taken(found) == ["A10 cheap", "A10 dear", "A10 odd"]
         assert found.notes == ["local has none."]
         assert market.announcement(found, request(gpu="A10")) == (
-            "A10 on cheap at $1.00/h (cheap.example, 2026-11-25). local has none."
+            "A10 on cheap at $1.00/h (cheap.example, 2026-11-25): $0.17 in 10 minutes; "
+            "it starts in about 30s. local has none."
         )
         assert str(found.quotes[-1]) == "A10 on odd at price unknown"
         assert taken(ask(gpu="A10", on="dear")) == ["A10 dear"]
@@ -178,7 +179,10 @@ def test_the_next_offer_is_taken_when_one_has_no_capacity(here: Place, tmp_path:
     assert done.returncode == 0, done.stderr
     assert done.stdout == "42 A10G dear\n"  # what it really is
     first, second = done.stderr.splitlines()
-    assert first == "A10 on cheap at $1.00/h (cheap.example, 2026-11-25). local has none."
+    assert first == (
+        "A10 on cheap at $1.00/h (cheap.example, 2026-11-25): $0.17 in 10 minutes; "
+        "it starts in about 30s. local has none."
+    )
     assert second == (
         f"{first} cheap has no capacity: No A10 is free. "
         "Now A10 on dear at $2.00/h (dear.example, 2026-11-25)."

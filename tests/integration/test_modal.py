@@ -426,3 +426,15 @@ def test_the_end_is_the_services_own(service: Emulator) -> None:
         (machine,) = it.ledger.machines()
         assert machine.stopped_at == pytest.approx(box.over, abs=1.0)
         assert time.time() - box.over > 1.4
+
+
+def test_a_sandbox_ends_with_its_budget_and_nobody_there(service: Emulator) -> None:
+    provider = ModalProvider()
+    wanted = request(paid=3.0, paid_by="month_budget=$5.00")
+    (offer, *_) = portal().call(provider.offers(wanted))
+    handle = portal().call(provider.launch(offer, wanted, "paid"))
+    (box,) = service.boxes()
+    service.wait_ended(box)
+    assert box.result.exitcode == 25
+    status = portal().call(provider.status(handle))
+    assert (status.alive, status.reason) == (False, "its budget was spent")

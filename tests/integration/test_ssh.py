@@ -265,14 +265,16 @@ def test_a_machine_outlives_its_client_and_is_found_again(box: Sshd, tmp_path: P
     assert run(providers.load("ssh:box").list()) == []
 
 
-def test_an_idle_machine_ends_without_a_client(box: Sshd) -> None:
-    async def launched() -> object:
+def test_an_idle_machine_and_one_without_money_end_without_a_client(box: Sshd) -> None:
+    async def launched(key: str, request: Request) -> object:
         provider = SshProvider(Options(host="box"))
-        handle = await provider.launch(None, Request(idle=2), "idle")  # type: ignore[arg-type]
+        handle = await provider.launch(None, request, key)  # type: ignore[arg-type]
         with anyio.fail_after(60):
             while (status := await provider.status(handle)).alive:
                 await anyio.sleep(0.2)
         await provider.stop(handle)
         return status.reason
 
-    assert run(launched()) == "idle for 2 s"
+    assert run(launched("idle", Request(idle=2))) == "idle for 2 s"
+    paid = Request(paid=2, paid_by="month_budget=$5.00")
+    assert run(launched("paid", paid)) == "its budget was spent: month_budget=$5.00"

@@ -46,10 +46,10 @@ class Allotments(LedgerFile):
             )
         return granted
 
-    def scope_use(self, scope: str) -> tuple[int, int]:
+    def scope_use(self, scope: str, *, without: str = "") -> tuple[int, int]:
         """What was really spent in a scope, and what living machines hold of it beyond that; both
-        in micro-USD."""
-        return self._use(scope)
+        in micro-USD, and of all machines but the one with the id ``without``."""
+        return self._use(scope, without)
 
     def _use(self, scope: str, without: str = "") -> tuple[int, int]:
         now = time.time()

@@ -39,7 +39,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             machine_id TEXT NOT NULL REFERENCES machines (id),
             kind       TEXT NOT NULL,               -- cell, call, push, pull
             notebook   TEXT NOT NULL DEFAULT '',    -- file that it belongs to
-            cell       TEXT NOT NULL DEFAULT '',    -- the cell's id in it
+            cell       TEXT NOT NULL DEFAULT '',    -- a digest of its code
             opened_at  REAL NOT NULL,               -- written before anything is sent
             seconds    REAL,                        -- by the monotonic clock; NULL: still open
             status     TEXT NOT NULL DEFAULT 'open'

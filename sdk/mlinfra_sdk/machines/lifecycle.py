@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -13,8 +13,8 @@ import msgspec
 
 from mlinfra_sdk import providers
 from mlinfra_sdk.errors import MlinfraError, NoCapacity, ProviderError
-from mlinfra_sdk.ledger import Ledger, Machine
-from mlinfra_sdk.machines import market
+from mlinfra_sdk.ledger import Ledger, Machine, history
+from mlinfra_sdk.machines import budgets, consent, market
 from mlinfra_sdk.machines.claim import claimed
 from mlinfra_sdk.providers.base import Handle, Offer, Provider
 from mlinfra_sdk.spec import Gpu, Request
@@ -35,13 +35,22 @@ class LiveMachine:
 
 
 async def acquire(
-    request: Request, name: str, ledger: Ledger, say: Callable[[str], None] = lambda text: None
+    request: Request,
+    name: str,
+    ledger: Ledger,
+    say: Callable[[str], None] = lambda text: None,
+    *,
+    agreed: Collection[str] = (),
+    notebook: str = "",
+    cell: str = "",
 ) -> LiveMachine:
     """The machine of this name if it lives, else a new one by the best offer that has capacity.
     Processes that ask for the same name at the same time get the same machine.
 
     ``say`` is called, in some thread, with what is going to be started before it starts, and why
-    an offer was not to be had after all. Raises :class:`NoCapacity` if that is so with all.
+    an offer was not to be had after all. Raises :class:`NoCapacity` if that is so with all,
+    :class:`~.consent.Unconfirmed` if the user has to be asked before (and has not ``agreed``), and
+    :class:`BudgetSpent`. ``notebook`` and ``cell`` (a ``cell_key``) are those that need it.
     """
     async with claimed(name):
         unfinished = ""
@@ -61,26 +70,41 @@ async def acquire(
             ledger.machine_stopped(known.id, reason=status.reason, at=status.ended_at)
             await provider.stop(handle)
         found = await market.offers(request)
-        return await _launch_one(found, request, name, ledger, unfinished, say)
+        purpose = Purpose(name, agreed, notebook, cell)
+        return await _launch_one(found, request, purpose, ledger, unfinished, say)
+
+
+@dataclass(frozen=True)
+class Purpose:
+    """What a machine is wanted for: its name, what its user has agreed to, and who asks."""
+
+    name: str
+    agreed: Collection[str]
+    notebook: str
+    cell: str
 
 
 async def _launch_one(
     found: market.Market,
     request: Request,
-    name: str,
+    purpose: Purpose,
     ledger: Ledger,
     unfinished: str,
     say: Callable[[str], None],
 ) -> LiveMachine:
-    said, hint = market.announcement(found, request), ""
+    first = found.quotes[0]
+    known = history.estimate(ledger, purpose.notebook, purpose.cell, first.offer.gpu)
+    said, hint = market.announcement(found, request, known), ""
     for number, quote in enumerate(found.quotes):
         if number:
             said = f"{said} Now {quote}."
         if said:
             await anyio.to_thread.run_sync(say, said)
+        consent.check(quote, request, purpose.agreed)
+        budgets.check_price(request, purpose.notebook, quote.offer.price, quote.target)
         chosen = msgspec.structs.replace(request, on=quote.target)
         try:
-            return await _launch(quote.provider, quote.offer, chosen, name, ledger, unfinished)
+            return await _launch(quote.provider, quote.offer, chosen, purpose, ledger, unfinished)
         except NoCapacity as error:
             said = f"{said} {quote.target} has no capacity: {error.message}".strip()
             hint, unfinished = error.hint, ""
@@ -96,13 +120,13 @@ async def _launch(
     provider: Provider,
     offer: Offer,
     request: Request,
-    name: str,
+    purpose: Purpose,
     ledger: Ledger,
     unfinished: str,
 ) -> LiveMachine:
     """The intent is written first: a crash at any later point leaves a trace to be swept, or to
     be gone on with by the next launch of this name (``unfinished`` is the id of such a one)."""
-    gpu = offer.gpu
+    gpu, name = offer.gpu, purpose.name
     machine_id = unfinished or ledger.intend_machine(
         name=name,
         provider=request.on,
@@ -112,6 +136,9 @@ async def _launch(
     )
     started = time.time()
     try:
+        paid = budgets.share(ledger, _known(ledger, machine_id), request, purpose.notebook)
+        if paid is not None:
+            request = msgspec.structs.replace(request, paid=paid.seconds, paid_by=paid.budget)
         previous = await _previous(request.on, name, ledger)
         handle = await provider.launch(offer, request, machine_id, previous)
     except BaseException as error:
@@ -122,6 +149,10 @@ async def _launch(
         raise
     ledger.machine_started(machine_id, handle=handle.to_json(), at=started)
     return LiveMachine(machine_id, name, request.on, provider, handle, offer)
+
+
+def _known(ledger: Ledger, machine_id: str) -> Machine:
+    return next(it for it in ledger.machines(active=True) if it.id == machine_id)
 
 
 async def stop(machine: LiveMachine, ledger: Ledger, reason: str) -> None:

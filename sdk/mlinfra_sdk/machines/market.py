@@ -10,16 +10,18 @@ import anyio
 import anyio.to_thread
 from msgspec.structs import replace
 
-from mlinfra_sdk import providers, targets
+from mlinfra_sdk import providers, targets, units
 from mlinfra_sdk.catalog import Gpus
 from mlinfra_sdk.catalog.prices import Rate, store_live
 from mlinfra_sdk.errors import MlinfraError, RequestError
+from mlinfra_sdk.ledger.history import Estimate
 from mlinfra_sdk.providers.base import Offer, Provider
 from mlinfra_sdk.spec import Request
 from mlinfra_sdk.targets import AUTO
 
 T = TypeVar("T")
 
+TEN_MINUTES = 600.0
 PATIENCE = 15.0
 """Seconds that a provider has to answer."""
 
@@ -148,11 +150,17 @@ def _order(offer: Offer, wanted: Gpus | None) -> tuple[int, bool, int, float]:
     )
 
 
-def announcement(market: Market, request: Request) -> str:
-    """What is going to be taken, to be said before it starts; about a machine that was named and
-    costs nothing only what its provider notes."""
+def announcement(market: Market, request: Request, known: Estimate | None = None) -> str:
+    """What is going to be taken, to be said before it starts; nothing about a machine that was
+    named and costs nothing. ``known`` is what the cell has taken before on such a machine."""
     first = market.quotes[0]
     price = first.offer.price
     if request.target != AUTO and price.known and not price.micro_per_hour:
-        return first.offer.note
-    return " ".join(filter(None, [f"{first}.", first.offer.note, *market.notes]))
+        return ""
+    said = [f"{first}."]
+    if price.known and price.micro_per_hour:
+        ten = units.format_usd(units.cost(price.micro_per_hour, TEN_MINUTES))
+        start = units.format_duration(round(first.offer.start_seconds))
+        said = [f"{first}: {ten} in 10 minutes; it starts in about {start}."]
+        said += [known.describe(price.micro_per_hour)] if known is not None else []
+    return " ".join([*said, *market.notes])

@@ -10,6 +10,7 @@ from mlinfra_sdk.ledger import Price
 from mlinfra_sdk.link.wire import Wire
 from mlinfra_sdk.spec import Gpu, Request
 from mlinfra_sdk.worker.host import Status
+from mlinfra_sdk.worker.watchdog import Limits
 
 __all__ = [
     "Bill",
@@ -21,6 +22,7 @@ __all__ = [
     "Provider",
     "Status",
     "TellsCost",
+    "limits_of",
 ]
 
 
@@ -30,6 +32,9 @@ class Capabilities(msgspec.Struct, frozen=True):
 
     hard_stop: str
     shared_fs: bool = False
+    rented: bool = True
+    """Whether a machine costs what it costs because it was launched: one of the user's own, which
+    runs anyway, is started without a question."""
 
     @property
     def hard_stop_in_words(self) -> str:
@@ -53,14 +58,12 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class Offer(msgspec.Struct, frozen=True):
-    """A machine that could be had: what it is, what it costs, and how long its start takes.
-    ``note`` is what a user should read before it is started."""
+    """A machine that could be had: what it is, what it costs, and how long its start takes."""
 
     provider: str
     gpu: Gpu | None
     price: Price
     start_seconds: float
-    note: str = ""
 
 
 class Handle(msgspec.Struct, frozen=True):
@@ -90,6 +93,11 @@ class Bill(msgspec.Struct, frozen=True):
 
 class NoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of a provider that has nothing to set."""
+
+
+def limits_of(request: Request) -> Limits:
+    """The agent's own limits for a machine that is launched by this request."""
+    return Limits(idle=request.idle, time=request.time, paid=request.paid, budget=request.paid_by)
 
 
 class Provider(Protocol):

@@ -71,7 +71,7 @@ class ContainerProvider(ExecProvider):
     """Containers of one image."""
 
     name: ClassVar[str] = "container"
-    capabilities = Capabilities(hard_stop="worker")
+    capabilities = Capabilities(hard_stop="worker", rented=False)
     options: ClassVar[type[msgspec.Struct]] = Options
     argument: ClassVar[str] = "image"
 

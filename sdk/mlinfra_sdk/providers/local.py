@@ -19,11 +19,18 @@ from mlinfra_sdk import paths
 from mlinfra_sdk.errors import LinkClosed, LinkError
 from mlinfra_sdk.ledger import Price
 from mlinfra_sdk.link.wire import Wire, connect_unix
-from mlinfra_sdk.providers.base import Capabilities, Handle, NoOptions, Offer, Problem, Status
+from mlinfra_sdk.providers.base import (
+    Capabilities,
+    Handle,
+    NoOptions,
+    Offer,
+    Problem,
+    Status,
+    limits_of,
+)
 from mlinfra_sdk.spec import Request
 from mlinfra_sdk.worker import gpus, host
 from mlinfra_sdk.worker.folder import SOCKET, Config, load_config
-from mlinfra_sdk.worker.watchdog import Limits
 
 _START_SECONDS = 1.5
 
@@ -32,7 +39,7 @@ class LocalProvider:
     """Machines that are processes here, each with a directory of its own (0700)."""
 
     name: ClassVar = "local"
-    capabilities = Capabilities(hard_stop="worker", shared_fs=True)
+    capabilities = Capabilities(hard_stop="worker", shared_fs=True, rented=False)
     options: ClassVar[type[msgspec.Struct]] = NoOptions
     argument: ClassVar = ""
 
@@ -68,7 +75,7 @@ class LocalProvider:
         config = Config(
             secret=os.urandom(32),
             store=str(store),
-            limits=Limits(idle=request.idle, time=request.time),
+            limits=limits_of(request),
             shared_fs=not request.isolate,
             cwd=cwd,
             prestart=not request.isolate or request.env == "none",

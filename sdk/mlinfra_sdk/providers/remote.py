@@ -21,11 +21,18 @@ from mlinfra_sdk.catalog import Device, Gpu, Gpus, describe_devices
 from mlinfra_sdk.errors import LinkClosed, LinkError, MlinfraError, ProviderError, RequestError
 from mlinfra_sdk.link.relay import MARKER
 from mlinfra_sdk.link.wire import Wire, skip_to_marker
-from mlinfra_sdk.providers.base import Capabilities, Handle, NoOptions, Offer, Problem, Status
+from mlinfra_sdk.providers.base import (
+    Capabilities,
+    Handle,
+    NoOptions,
+    Offer,
+    Problem,
+    Status,
+    limits_of,
+)
 from mlinfra_sdk.spec import Request
 from mlinfra_sdk.worker.folder import SOCKET, Config
 from mlinfra_sdk.worker.host import Answer, Launch
-from mlinfra_sdk.worker.watchdog import Limits
 
 T = TypeVar("T")
 
@@ -226,7 +233,7 @@ class ExecProvider(abc.ABC):
             config=Config(
                 secret=os.urandom(32),
                 store="",
-                limits=Limits(idle=request.idle, time=request.time),
+                limits=limits_of(request),
                 prestart=request.env == "none",
             ),
             gpu=request.gpu,
@@ -257,10 +264,7 @@ class ExecProvider(abc.ABC):
         return base64.b64decode(encoded)
 
     async def status(self, handle: Handle) -> Status:
-        """As the host tells. A machine that cannot be asked counts as alive: it may cost. So does
-        one that was found by its tag, of whose agent nothing is known."""
-        if not handle.data.get("python"):
-            return Status(True)
+        """As the host tells. A machine that cannot be asked counts as alive: it may cost."""
         try:
             return (await self._ask(handle, "status", Status)).here()
         except _Gone:

@@ -112,7 +112,7 @@ class SlurmProvider(ExecProvider):
     """Jobs of a cluster."""
 
     name: ClassVar[str] = "slurm"
-    capabilities = Capabilities(hard_stop="provider")
+    capabilities = Capabilities(hard_stop="provider", rented=False)
     options: ClassVar[type[msgspec.Struct]] = Options
     argument: ClassVar[str] = "host"
 

@@ -192,7 +192,7 @@ class SshProvider(ExecProvider):
     """Agents on hosts of the user's own."""
 
     name: ClassVar[str] = "ssh"
-    capabilities = Capabilities(hard_stop="worker")
+    capabilities = Capabilities(hard_stop="worker", rented=False)
     options: ClassVar[type[msgspec.Struct]] = Options
     argument: ClassVar[str] = "host"
 

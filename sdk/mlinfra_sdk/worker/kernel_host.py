@@ -119,10 +119,12 @@ class KernelHost:
             await self._end("it was restarted")
             await self._start()
 
-    async def close(self) -> None:
-        """End the process for good."""
+    async def close(self, machine: str = "") -> None:
+        """End the process for good; ``machine`` says why its machine ends with it."""
         async with self._lock:
-            await self._end("it was closed")
+            await self._end(
+                f"The machine has ended: {machine}." if machine else "it was closed", machine
+            )
 
     async def _start(self) -> None:
         self.generation += 1
@@ -131,12 +133,12 @@ class KernelHost:
         self._tasks.start_soon(self._pump, process)
         await process.wait_ready()
 
-    async def _end(self, reason: str) -> None:
+    async def _end(self, reason: str, machine: str = "") -> None:
         process, self._process = self._process, None
         if process is not None:
             process.kill()
             await process.ended.wait()
-            await self._died(reason)
+            await self._died(reason, machine)
 
     async def execute(self, run: str, code: str, inputs: bytes, count: int, stdin: bool) -> None:
         """Hand a cell to the kernel."""
@@ -258,8 +260,9 @@ class KernelHost:
             await self._died(_explain(returncode))
         process.ended.set()
 
-    async def _died(self, reason: str) -> None:
-        content = json.dumps({"reason": reason, "generation": self.generation}).encode()
+    async def _died(self, reason: str, machine: str = "") -> None:
+        said = {"reason": reason, "generation": self.generation, "machine": machine}
+        content = json.dumps(said).encode()
         for waiter in list(self._evaluations.values()):
             waiter.finish(Record(self.name, "", 0, DIED, content))
         runs = ["", *sorted(self.running | self.handling)]

@@ -14,7 +14,6 @@ import msgspec
 from mlinfra_sdk.datasets.cache import Entry
 from mlinfra_sdk.datasets.local import File
 from mlinfra_sdk.worker.recipe import Recipe
-from mlinfra_sdk.worker.usage import Usage
 from mlinfra_sdk.worker.watchdog import End
 
 
@@ -294,11 +293,6 @@ class Describe(Request):
     """Answered with :class:`AgentInfo`."""
 
 
-class Observe(Request):
-    """Answered with :class:`Observed`. Unlike every other request it is no sign that a client is
-    there: who only observes keeps the machine from none of its ends, its lease included."""
-
-
 class Accelerators(Request):
     """Answered with a list of :class:`mlinfra_sdk.catalog.Device`: those that the machine's driver
     lets kernels use."""
@@ -339,7 +333,6 @@ AnyRequest = (
     | Extend
     | Stop
     | Describe
-    | Observe
     | Accelerators
 )
 
@@ -414,16 +407,6 @@ class AgentInfo(msgspec.Struct, omit_defaults=True):
     """When it ends by itself, the next end first."""
 
 
-class Observed(msgspec.Struct, omit_defaults=True):
-    """How a machine is at this instant, for who only looks; its next end comes first."""
-
-    busy: bool
-    idle_seconds: float
-    ends: list[End]
-    runs: list[RunInfo] = []
-    usage: Usage | None = None
-
-
 class Record(msgspec.Struct, array_like=True):
     """One message of a kernel, numbered within its run.
 
@@ -446,7 +429,8 @@ RESULT = "mlinfra_result"
 
 DIED = "mlinfra_died"
 """The end of a run without a result: content is ``{"reason": text}``, and the ``generation`` of the
-kernel's process if that has ended; also sent without a run, to the kernel's client."""
+kernel's process if that has ended, and why the ``machine`` has if it did so with it; also sent
+without a run, to the kernel's client."""
 
 LEFT = "mlinfra_left"
 """A client is sent nothing more of a run: content is ``{"reason": text}``."""

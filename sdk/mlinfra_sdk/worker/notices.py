@@ -13,7 +13,7 @@ from mlinfra_sdk.errors import KernelDied
 from mlinfra_sdk.worker.kernel_host import KernelHost
 from mlinfra_sdk.worker.messages import ENDING, Execute, Record
 from mlinfra_sdk.worker.runs import Run, Runs
-from mlinfra_sdk.worker.watchdog import NOTICE, End
+from mlinfra_sdk.worker.watchdog import NOTICE, OF_BUDGET, End
 
 GRACE = 15.0
 """Seconds that a run has to end after it was interrupted; then its kernel is ended."""
@@ -71,7 +71,7 @@ class Notices:
 
     async def _limit(self, kernel: KernelHost, run: Run, seconds: float, budget: str) -> None:
         name = run.info.run
-        reason = f"its budget was spent: {budget}"
+        reason = f"{OF_BUDGET}: {budget}"
         with anyio.CancelScope() as self._limited[name]:
             notice = min(NOTICE, seconds / 5)
             await anyio.sleep(seconds - notice)

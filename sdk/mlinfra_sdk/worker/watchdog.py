@@ -10,6 +10,7 @@ import anyio
 import msgspec
 
 TICK = 1.0
+OF_BUDGET = "its budget was spent"
 NOTICE = 60.0
 """Seconds before an end at which those are told who have asked for it by
 :meth:`Watchdog.when_ending`; a fifth of the limit if that is shorter."""
@@ -63,6 +64,8 @@ class Watchdog:
         self._kept = now
         """Not idle before that."""
         self._paid = None if limits.paid is None else now + limits.paid
+        self._paid_for = limits.paid or 0.0
+        """Seconds for which the budgets paid when they last paid for more."""
         self._notices: list[Callable[[End], None]] = []
         self._told: set[str] = set()
         """The causes of the ends of which notice was given."""
@@ -96,7 +99,10 @@ class Watchdog:
     def pay(self, seconds: float | None, budget: str) -> None:
         """From now on so many seconds more are in the budgets; None: there is no budget."""
         self._limits = msgspec.structs.replace(self._limits, budget=budget)
-        self._paid = None if seconds is None else time.monotonic() + seconds
+        now = time.monotonic()
+        if seconds is not None and seconds > (self._paid or now) - now:
+            self._paid_for = seconds
+        self._paid = None if seconds is None else now + seconds
 
     def extend(self, seconds: float) -> None:
         """Do not end for being idle, or for its time, before so many seconds from now."""
@@ -126,7 +132,7 @@ class Watchdog:
             reason = f"its time of {limits.time:g} s was over"
             found.append(End("time", self._start + limits.time - now, reason))
         if self._paid is not None:
-            reason = f"its budget was spent: {limits.budget}"
+            reason = f"{OF_BUDGET}: {limits.budget}"
             found.append(End("budget", self._paid - now, reason))
         return sorted(found, key=lambda end: end.seconds)
 
@@ -167,5 +173,10 @@ class Watchdog:
 
     def _notice(self, cause: str) -> float:
         limits = self._limits
-        whole = {"idle": limits.idle, "lease": limits.lease, "time": limits.time}.get(cause)
-        return NOTICE if whole is None else min(NOTICE, whole / 5)
+        whole = {
+            "idle": limits.idle,
+            "lease": limits.lease,
+            "time": limits.time,
+            "budget": self._paid_for,
+        }[cause]
+        return min(NOTICE, (whole or 0.0) / 5)

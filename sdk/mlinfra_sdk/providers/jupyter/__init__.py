@@ -81,7 +81,7 @@ class JupyterProvider(ExecProvider):
     """Agents on machines where a Jupyter Server runs."""
 
     name: ClassVar[str] = "jupyter"
-    capabilities = Capabilities(hard_stop="none")
+    capabilities = Capabilities(hard_stop="none", rented=False)
     options: ClassVar[type[msgspec.Struct]] = Options
     argument: ClassVar[str] = "url"
 
