@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
 
@@ -17,6 +17,13 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     from .magics import load
 
     load(shell)
+
+
+def _jupyter_server_extension_points() -> list[dict[str, Any]]:
+    """What Jupyter Server loads."""
+    from .server import MlinfraApp
+
+    return [{"module": "jupyter_mlinfra.server", "app": MlinfraApp}]
 
 
 def _jupyter_labextension_paths() -> list[dict[str, str]]:

@@ -56,7 +56,7 @@ def checks() -> Iterator[Check]:
     ):
         yield _checked(name, function, mend)
     for target in targets.names():
-        yield from _provider(target)
+        yield from provider_checks(target)
     yield _checked("round trip", _round_trip, "The error above says what failed.")
 
 
@@ -163,10 +163,12 @@ def _gpu() -> str:
     return describe_devices(gpus.present()) or "no NVIDIA GPU here; on=local runs on the CPU"
 
 
-def _provider(target: str) -> Iterator[Check]:
+def provider_checks(target: str) -> Iterator[Check]:
+    """What keeps a target from working, or that it is ready."""
     name = f"on={target}"
     try:
-        problems = providers.load(target).check()
+        provider = providers.load(target)
+        problems = provider.check()
     except Exception as error:
         yield Check(name, False, f"It cannot be loaded: {error}", "Reinstall its package.")
         return
@@ -174,7 +176,8 @@ def _provider(target: str) -> Iterator[Check]:
     for problem in problems:
         yield Check(name, False, problem.what, problem.mend, optional)
     if not problems:
-        yield Check(name, True, "ready")
+        hook: Callable[[], str] | None = getattr(provider, "remaining", None)
+        yield Check(name, True, f"ready; {hook()}" if hook is not None else "ready")
 
 
 def _round_trip() -> str:

@@ -29,6 +29,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def furnished(folder: Path) -> None:
+    """Make the environment in this folder for environments of the SDK: a thin one on top of the
+    packages here, so that no test waits for an installation."""
+    python = folder / bootstrap._shipment().digest
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", python], check=True)
+    (packages,) = python.glob("lib/python*/site-packages")
+    paths = [path for path in sys.path if path and Path(path).is_dir()]
+    (packages / "here.pth").write_text("\n".join(paths))
+
+
 class JupyterServer:
     """A server with a home, a token and a base_url of its own, and as a rule no terminals."""
 
@@ -91,15 +102,8 @@ class JupyterServer:
         return found
 
     def furnish(self) -> None:
-        """Make the environment there that the first machine would make: a thin one on top of the
-        packages here, so that no test waits for an installation."""
-        folder = self.home / ".cache" / "mlinfra"
-        python = folder / "sdk" / bootstrap._shipment().digest
-        folder.mkdir(mode=0o700, parents=True)
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", python], check=True)
-        (packages,) = python.glob("lib/python*/site-packages")
-        paths = [path for path in sys.path if path and Path(path).is_dir()]
-        (packages / "here.pth").write_text("\n".join(paths))
+        """Make the environment there that the first machine would make."""
+        furnished(self.home / ".cache" / "mlinfra" / "sdk")
 
     def stop(self) -> None:
         if self._process is not None:

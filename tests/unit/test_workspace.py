@@ -497,3 +497,19 @@ def test_a_workspace_that_vanishes(pair: Twins) -> None:
     pair.here.rmdir()
     with pytest.raises((RequestError, SyncError)):
         pair.sync()
+
+
+def test_pieces_come_from_a_file_in_another_folder(tmp_path: Path) -> None:
+    content = os.urandom(3 << 20)
+    with twins(tmp_path) as t:
+        t.write("a/first/one.bin")
+        (t.here / "a/first/one.bin").write_bytes(content)
+        t.sync()
+        sent = t.peer.sent
+        (t.here / "b").mkdir()
+        (t.here / "b/two.bin").write_bytes(content + b"more")
+        report = t.sync()
+        assert not report.warnings
+        assert t.peer.sent - sent < 1 << 20
+        assert contents(t.there) == contents(t.here)
+        assert not [path for path in t.there.rglob(".*")]

@@ -203,6 +203,27 @@ class Ledger(Allotments, Billing):
         )
         return [Run(**dict(zip(Run.__struct_fields__, row, strict=True))) for row in rows]
 
+    def latest_runs(self, limit: int, before: tuple[float, int] | None = None) -> list[Run]:
+        """At most ``limit`` runs, newest first; with ``before``, which is the (opened_at, id) of a
+        run, those that come after it in this order."""
+        opened_at, run_id = before or (float("inf"), 0)
+        rows = self._read(
+            f"SELECT {_RUN_COLUMNS} FROM runs WHERE (opened_at, id) < (?, ?)"
+            " ORDER BY opened_at DESC, id DESC LIMIT ?",
+            (opened_at, run_id, limit),
+        )
+        return [Run(**dict(zip(Run.__struct_fields__, row, strict=True))) for row in rows]
+
+    def run(self, run_id: int) -> Run | None:
+        """The run of this number."""
+        rows = self._read(f"SELECT {_RUN_COLUMNS} FROM runs WHERE id = ?", (run_id,))
+        return Run(**dict(zip(Run.__struct_fields__, rows[0], strict=True))) if rows else None
+
+    def version(self) -> int:
+        """Another number after each change by another connection; costs microseconds."""
+        number: int = self._read("PRAGMA data_version")[0][0]
+        return number
+
     def cost(
         self,
         machine_id: str | None = None,

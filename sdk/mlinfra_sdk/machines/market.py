@@ -151,16 +151,17 @@ def _order(offer: Offer, wanted: Gpus | None) -> tuple[int, bool, int, float]:
 
 
 def announcement(market: Market, request: Request, known: Estimate | None = None) -> str:
-    """What is going to be taken, to be said before it starts; nothing about a machine that was
-    named and costs nothing. ``known`` is what the cell has taken before on such a machine."""
+    """What is going to be taken, to be said before it starts; about a machine that was named and
+    costs nothing only what its provider notes. ``known`` is what the cell has taken before on such
+    a machine."""
     first = market.quotes[0]
     price = first.offer.price
     if request.target != AUTO and price.known and not price.micro_per_hour:
-        return ""
+        return first.offer.note
     said = [f"{first}."]
     if price.known and price.micro_per_hour:
         ten = units.format_usd(units.cost(price.micro_per_hour, TEN_MINUTES))
         start = units.format_duration(round(first.offer.start_seconds))
         said = [f"{first}: {ten} in 10 minutes; it starts in about {start}."]
         said += [known.describe(price.micro_per_hour)] if known is not None else []
-    return " ".join([*said, *market.notes])
+    return " ".join(filter(None, [*said, first.offer.note, *market.notes]))

@@ -58,12 +58,14 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class Offer(msgspec.Struct, frozen=True):
-    """A machine that could be had: what it is, what it costs, and how long its start takes."""
+    """A machine that could be had: what it is, what it costs, and how long its start takes.
+    ``note`` is what a user should read before it is started."""
 
     provider: str
     gpu: Gpu | None
     price: Price
     start_seconds: float
+    note: str = ""
 
 
 class Handle(msgspec.Struct, frozen=True):

@@ -264,7 +264,10 @@ class ExecProvider(abc.ABC):
         return base64.b64decode(encoded)
 
     async def status(self, handle: Handle) -> Status:
-        """As the host tells. A machine that cannot be asked counts as alive: it may cost."""
+        """As the host tells. A machine that cannot be asked counts as alive: it may cost. So does
+        one that was found by its tag, of whose agent nothing is known."""
+        if not handle.data.get("python"):
+            return Status(True)
         try:
             return (await self._ask(handle, "status", Status)).here()
         except _Gone:

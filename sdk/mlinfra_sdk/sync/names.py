@@ -20,13 +20,18 @@ def parts(path: bytes) -> list[bytes]:
     """
     components = path.split(b"/")
     for part in components:
-        if part in (b"", b".", b"..") or b"\0" in part or len(part) > _LONGEST_NAME:
-            raise SyncError(f"{shown(path)!r} is no path inside of a workspace.")
-        if part.startswith(TEMPORARY):
-            raise SyncError(f"{shown(path)!r} is a name for unfinished files.")
+        check(path, part)
+    return components
+
+
+def check(path: bytes, part: bytes) -> None:
+    """Raises :class:`SyncError` for a path with this component, if that is none."""
+    if part in (b"", b".", b"..") or b"\0" in part or len(part) > _LONGEST_NAME:
+        raise SyncError(f"{shown(path)!r} is no path inside of a workspace.")
+    if part.startswith(TEMPORARY):
+        raise SyncError(f"{shown(path)!r} is a name for unfinished files.")
     if len(path) > _LONGEST_PATH:
         raise SyncError(f"A path of {len(path)} bytes is too long.")
-    return components
 
 
 def link_stays_inside(path: bytes, target: bytes) -> bool:

@@ -22,17 +22,26 @@ from . import names
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
+class _Held(threading.local):
+    """The directory that a thread keeps open: its descriptor, and its path up to the last slash."""
+
+    on = False
+    fd: int | None = None
+    folder: bytes | None = None
+
+
 class Root:
     """One directory, by its path; it must exist."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._held = threading.local()
+        self._held = _Held()
 
     @contextmanager
     def holding(self) -> Iterator[None]:
         """In this thread, keep the directory open that was used last: many files of one directory
-        then cost the way to it only once."""
+        then cost the way to it only once. The descriptor of a directory is good until another one
+        is asked for."""
         self._held.on = True
         try:
             yield
@@ -41,10 +50,23 @@ class Root:
             self._release()
 
     def _release(self) -> None:
-        fd = getattr(self._held, "fd", None)
-        self._held.fd = self._held.folder = None
+        fd, self._held.fd, self._held.folder = self._held.fd, None, None
         if fd is not None:
             os.close(fd)
+
+    def at(self, path: bytes, *, create: bool = False) -> tuple[int, bytes]:
+        """As :meth:`parent`, while :meth:`holding`."""
+        held = self._held
+        name = path[path.rfind(b"/") + 1 :]
+        folder = path[: len(path) - len(name)]
+        if held.fd is None or held.folder != folder:
+            *folders, name = names.parts(path)
+            self._release()
+            held.fd = self._walk(folders, create)
+            held.folder = folder
+        else:
+            names.check(path, name)
+        return held.fd, name
 
     @contextmanager
     def opened(self) -> Iterator[int]:
@@ -61,23 +83,15 @@ class Root:
 
         Raises OSError where a component is missing (unless ``create``), a link, or no directory.
         """
-        *folders, name = names.parts(path)
-        if getattr(self._held, "on", False):
-            yield self._hold(folders, create), name
+        if self._held.on:
+            yield self.at(path, create=create)
             return
+        *folders, name = names.parts(path)
         fd = self._walk(folders, create)
         try:
             yield fd, name
         finally:
             os.close(fd)
-
-    def _hold(self, folders: list[bytes], create: bool) -> int:
-        if getattr(self._held, "folder", None) != folders:
-            self._release()
-            self._held.fd = self._walk(folders, create)
-            self._held.folder = folders
-        fd: int = self._held.fd
-        return fd
 
     def _walk(self, folders: list[bytes], create: bool) -> int:
         """A descriptor of the directory at the end of these names."""
@@ -98,6 +112,9 @@ class Root:
     def status(self, path: bytes) -> os.stat_result | None:
         """Of what lies at ``path`` itself; None if nothing does."""
         try:
+            if self._held.on:
+                folder, name = self.at(path)
+                return os.stat(name, dir_fd=folder, follow_symlinks=False)
             with self.parent(path) as (folder, name):
                 return os.stat(name, dir_fd=folder, follow_symlinks=False)
         except (FileNotFoundError, NotADirectoryError):
@@ -110,12 +127,19 @@ class Root:
     @contextmanager
     def reading(self, path: bytes) -> Iterator[int]:
         """A descriptor of a regular file. Opening does not wait for a writer of a fifo."""
-        with self.parent(path) as (folder, name):
-            fd = open_file(name, folder)
+        fd = self.open(path)
         try:
             yield fd
         finally:
             os.close(fd)
+
+    def open(self, path: bytes) -> int:
+        """As :meth:`reading`; the caller closes it."""
+        if self._held.on:
+            folder, name = self.at(path)
+            return open_file(name, folder)
+        with self.parent(path) as (folder, name):
+            return open_file(name, folder)
 
     def target(self, path: bytes) -> bytes:
         """Where a symbolic link leads."""

@@ -7,6 +7,7 @@ and only pieces that the other side has in no file. Memory is bounded by the siz
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import secrets
 import stat
@@ -30,13 +31,14 @@ from .entries import (
     read_piece,
 )
 from .messages import CHANGED, Change, Place, Want
-from .tree import Tree, found_of
+from .tree import Tree
 
 PACK = 4 << 20
 """Bytes of small files that travel together."""
 _MAGIC = b"mlinfra pack\n"
 """At the beginning of each pack: no other chunk is ever the same, so a pack may be removed from a
 store when its files are in place."""
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -146,6 +148,8 @@ class Placer:
         self._used: set[bytes] = set()
         """Pieces that were taken from the store."""
         self._own: dict[bytes, tuple[bytes, int]] | None = None
+        self._temporary = names.TEMPORARY + secrets.token_hex(8).encode() + b"-"
+        self._numbers = itertools.count()
 
     def apply(
         self, changes: list[Change], progress: Callable[[int], None] = lambda size: None
@@ -161,11 +165,10 @@ class Placer:
 
     def _apply(self, changes: list[Change], progress: Callable[[int], None]) -> list[str]:
         problems = [""] * len(changes)
-        written: list[Entry] = []
         try:
             for number, change in enumerate(changes):
                 try:
-                    self._make(change, written)
+                    self._make(change)
                     progress(change.entry.size if change.entry else 0)
                 except SyncError as error:
                     problems[number] = error.message
@@ -180,12 +183,10 @@ class Placer:
                         ) from None
                     problems[number] = error.strerror or str(error)
         finally:
-            self._settle(written)
             self._clear_store(changes)
         return problems
 
-    def _make(self, change: Change, written: list[Entry]) -> None:
-        names.parts(change.path)
+    def _make(self, change: Change) -> None:
         if self._tree.now(change.path) != change.old:
             raise SyncError(CHANGED)
         root, entry = self._tree.root, change.entry
@@ -213,7 +214,6 @@ class Placer:
             root.make_link(change.path, entry.digest)
         elif entry.kind == FILE:
             self._write(change, entry)
-            written.append(entry)
             return
         else:
             raise SyncError("it is of no known kind")
@@ -223,21 +223,28 @@ class Placer:
 
     def _write(self, change: Change, entry: Entry) -> None:
         """Put a file in place."""
-        with self._tree.root.parent(change.path, create=True) as (folder, name):
-            temporary = names.TEMPORARY + secrets.token_hex(8).encode()
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            mode = 0o777 if entry.executable else 0o666
-            fd = os.open(temporary, flags, mode, dir_fd=folder)
+        folder, name = self._tree.root.at(change.path, create=True)
+        if not entry.chunks:
+            self._write_in(folder, name, change, entry)
+            return
+        folder = os.dup(folder)  # pieces may come from files in other directories
+        try:
+            self._write_in(folder, name, change, entry)
+        finally:
+            os.close(folder)
+
+    def _write_in(self, folder: int, name: bytes, change: Change, entry: Entry) -> None:
+        temporary = self._temporary + b"%d" % next(self._numbers)
+        mode = 0o777 if entry.executable else 0o666
+        fd = os.open(temporary, _NEW, mode, dir_fd=folder)
+        try:
             try:
-                try:
-                    self._fill(fd, change, entry)
-                    if change.old[:1] in (b"f", b"x"):
-                        os.fchmod(fd, self._mode(folder, name, entry))
-                    os.utime(fd, ns=(entry.mtime, entry.mtime))
-                    if self._durable:
-                        os.fsync(fd)
-                finally:
-                    os.close(fd)
+                self._fill(fd, change, entry)
+                if change.old[:1] in (b"f", b"x"):
+                    os.fchmod(fd, self._mode(folder, name, entry))
+                os.utime(fd, ns=(entry.mtime, entry.mtime))
+                if self._durable:
+                    os.fsync(fd)
                 if change.old and self._tree.now(change.path) != change.old:
                     raise SyncError(CHANGED)  # while a large file was being written
                 os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
@@ -245,8 +252,13 @@ class Placer:
                 with suppress(OSError):
                     os.unlink(temporary, dir_fd=folder)
                 raise
-            if name.endswith(b".py"):
-                _forget_bytecode(folder, name)
+            status = os.fstat(fd)
+        finally:
+            os.close(fd)
+        if (status.st_size, status.st_mtime_ns) == (entry.size, entry.mtime):
+            self._tree.wrote(entry, status)  # else the file system has coarser times: it is read
+        if name.endswith(b".py"):
+            _forget_bytecode(folder, name)
 
     def _fill(self, fd: int, change: Change, entry: Entry) -> None:
         if not entry.chunks:
@@ -298,15 +310,6 @@ class Placer:
         mode = stat.S_IMODE(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode) & 0o777
         return (mode & ~0o111) | ((mode & 0o444) >> 2 if entry.executable else 0)
 
-    def _settle(self, written: list[Entry]) -> None:
-        """Take notice of what lies in place now, unless somebody has changed it already: the later
-        that is done, the more its times can be believed."""
-        for entry in written:
-            with suppress(OSError):
-                status = self._tree.root.status(entry.path)
-                if status is not None and _is(entry, status):
-                    self._tree.wrote(entry, status)
-
     def _clear_store(self, changes: list[Change]) -> None:
         """What is in place need not lie in the store too."""
         self._pack = b"", b""
@@ -332,15 +335,6 @@ def ordered(changes: Iterable[Change]) -> list[Change]:
         return (2 if change.entry.kind == FOLDER else 3), depth, change.path
 
     return sorted(changes, key=rank)
-
-
-def _is(entry: Entry, status: os.stat_result) -> bool:
-    found = found_of(status)
-    return found is not None and (found.kind, found.size, found.mtime) == (
-        entry.kind,
-        entry.size,
-        entry.mtime,
-    )
 
 
 def _forget_bytecode(folder: int, name: bytes) -> None:

@@ -188,13 +188,16 @@ class Tree:
 
     def _read_file(self, path: bytes) -> None:
         for _ in range(_TRIES):
-            with self.root.reading(path) as fd:
+            fd = self.root.open(path)
+            try:
                 now = time.time_ns()
                 before = os.fstat(fd)
                 if not stat.S_ISREG(before.st_mode):
                     raise FileNotFoundError
                 digest, chunks, data = read_file(fd, before.st_size)
                 after = os.fstat(fd)
+            finally:
+                os.close(fd)
             if _times(before) == _times(after) and (data is None or len(data) == before.st_size):
                 break
         else:
@@ -240,11 +243,12 @@ class Tree:
             self.gone[path] = self.changes
 
     def wrote(self, entry: Entry, status: os.stat_result) -> None:
-        """``entry`` has just been put in its place, where it has this status."""
+        """``entry`` has just been put in its place, where it has this status. Whoever writes to it
+        sets its time, so that only a time of this very tick proves nothing."""
         if entry.kind == FOLDER:
             self._put(Known(entry, 0, 0))
             return
-        racy = status.st_ctime_ns > time.time_ns() - _tick(status.st_ctime_ns)
+        racy = status.st_mtime_ns > status.st_ctime_ns - _tick(status.st_ctime_ns)
         self._put(Known(entry, status.st_ino, status.st_ctime_ns, racy))
 
     def removed(self, path: bytes) -> None:

@@ -40,17 +40,18 @@ from mlinfra_sdk.worker.datasets import Datasets
 from mlinfra_sdk.worker.environments import Environments
 from mlinfra_sdk.worker.files import Files
 from mlinfra_sdk.worker.folder import (
-    ENDED,
     SOCKET,
     SOCKETS,
     Config,
     load_config,
+    record_end,
     remove_sockets,
 )
 from mlinfra_sdk.worker.kernel_host import KernelHost
 from mlinfra_sdk.worker.notices import Notices
 from mlinfra_sdk.worker.recipe import Prepared
 from mlinfra_sdk.worker.runs import Run, Runs
+from mlinfra_sdk.worker.usage import usage
 from mlinfra_sdk.worker.versions import platform_here, versions
 from mlinfra_sdk.worker.watchdog import Watchdog
 
@@ -58,7 +59,9 @@ logger = logging.getLogger(__name__)
 
 _UNKNOWN = "its launcher was gone before it was ready"
 _IN_ORDER = (m.Execute, m.Collected, m.Comm, m.Answer, m.Interrupt)
-_NO_WORK = (m.Describe, m.ListRuns, m.Accelerators, m.AskPlatform, m.Limit, m.Pay, m.Extend)
+_NO_WORK = (
+    *(m.Describe, m.ListRuns, m.Accelerators, m.AskPlatform, m.Limit, m.Pay, m.Extend, m.Observe),
+)
 """What somebody asks who only looks, and does not keep an idle machine."""
 
 
@@ -73,6 +76,7 @@ class Agent:
             config.limits, folder, busy=lambda: self.busy, connected=lambda: self.connected
         )
         self._sessions: set[LinkSession] = set()
+        """Those of clients that want something, not only to observe."""
         self._prestarted = ""
         self._config = config
         self._sockets = _make_sockets(folder)
@@ -140,8 +144,6 @@ class Agent:
 
     async def on_session(self, session: LinkSession) -> None:
         """Serve one client until its session is closed."""
-        self.watchdog.heard()
-        self._sessions.add(session)
         try:
             async with anyio.create_task_group() as tasks:
                 self._followers[session] = tasks
@@ -149,9 +151,10 @@ class Agent:
                 tasks.start_soon(bulk.receive)
                 async for message in session.receive(Channel.CONTROL):
                     request = m.decode_request(message.data)
-                    if isinstance(request, _NO_WORK):
+                    if not isinstance(request, m.Observe):
+                        self._sessions.add(session)
                         self.watchdog.heard()
-                    else:
+                    if not isinstance(request, _NO_WORK):
                         self.watchdog.touch()
                     # What is passed on to the kernel keeps its order; the rest may take a while.
                     if isinstance(request, _IN_ORDER):
@@ -288,6 +291,8 @@ class Agent:
                     sorted(self._kernels),
                     self.watchdog.ends(),
                 )
+            case m.Observe():
+                return await self._observed()
             case m.Accelerators():
                 return await anyio.to_thread.run_sync(gpus.present)
         return None
@@ -381,6 +386,15 @@ class Agent:
         else:
             self.runs.collect(run)
 
+    async def _observed(self) -> m.Observed:
+        return m.Observed(
+            self.busy,
+            self.watchdog.idle_seconds,
+            self.watchdog.ends(),
+            list(self.runs.listed()),
+            await anyio.to_thread.run_sync(usage),
+        )
+
     def _info(self, kernel: KernelHost) -> m.KernelInfo:
         python = platform.python_version()
         return m.KernelInfo(kernel.name, kernel.generation, kernel.pid, python, kernel.environment)
@@ -464,9 +478,7 @@ async def run(folder: Path, config: Config, announce: Callable[[], None]) -> str
         tasks.cancel_scope.cancel()
     if reason == _UNKNOWN and not any(agent.runs.listed()):
         shutil.rmtree(folder, ignore_errors=True)
-    record = msgspec.json.encode({"reason": reason, "at": time.time()})
-    with suppress(OSError):  # the folder may be gone, the disk full
-        (folder / ENDED).write_bytes(record)
+    record_end(folder, reason)
     return reason
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -20,6 +22,8 @@ SOCKET = "agent.sock"
 SOCKETS = "sockets"
 READY = "ready"
 ENDED = "ended.json"
+LAST_WORDS = "MLINFRA_LAST_WORDS"
+"""Names a file in the environment that outlives the folder, for what ``ended.json`` says."""
 
 
 class Config(msgspec.Struct):
@@ -45,6 +49,16 @@ def save_config(folder: Path, config: Config) -> None:
     fd = os.open(folder / "config", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with open(fd, "wb") as file:
         file.write(msgspec.msgpack.encode(config))
+
+
+def record_end(folder: Path, reason: str) -> None:
+    """Write down why the agent has ended, and that it is now; as far as that is possible: the
+    folder may be gone, the disk full."""
+    record = msgspec.json.encode({"reason": reason, "at": time.time()})
+    for path in (folder / ENDED, os.environ.get(LAST_WORDS)):
+        if path:
+            with suppress(OSError), open(path, "wb") as file:
+                file.write(record)
 
 
 def remove_sockets(folder: Path) -> None:

@@ -14,6 +14,7 @@ import msgspec
 from mlinfra_sdk.datasets.cache import Entry
 from mlinfra_sdk.datasets.local import File
 from mlinfra_sdk.worker.recipe import Recipe
+from mlinfra_sdk.worker.usage import Usage
 from mlinfra_sdk.worker.watchdog import End
 
 
@@ -293,6 +294,11 @@ class Describe(Request):
     """Answered with :class:`AgentInfo`."""
 
 
+class Observe(Request):
+    """Answered with :class:`Observed`. Unlike every other request it is no sign that a client is
+    there: who only observes keeps the machine from none of its ends, its lease included."""
+
+
 class Accelerators(Request):
     """Answered with a list of :class:`mlinfra_sdk.catalog.Device`: those that the machine's driver
     lets kernels use."""
@@ -333,6 +339,7 @@ AnyRequest = (
     | Extend
     | Stop
     | Describe
+    | Observe
     | Accelerators
 )
 
@@ -405,6 +412,16 @@ class AgentInfo(msgspec.Struct, omit_defaults=True):
     kernels: list[str] = []
     ends: list[End] = []
     """When it ends by itself, the next end first."""
+
+
+class Observed(msgspec.Struct, omit_defaults=True):
+    """How a machine is at this instant, for who only looks; its next end comes first."""
+
+    busy: bool
+    idle_seconds: float
+    ends: list[End]
+    runs: list[RunInfo] = []
+    usage: Usage | None = None
 
 
 class Record(msgspec.Struct, array_like=True):

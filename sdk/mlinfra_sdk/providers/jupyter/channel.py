@@ -1,4 +1,8 @@
-"""One websocket to a kernel of a Jupyter Server, in the subprotocol that carries raw buffers."""
+"""One websocket to a kernel of a Jupyter Server, in either of the two protocols for its messages.
+
+Servers since jupyter_server 2.0 carry each part of a message as it is. Older ones, and some
+services (Colab), carry a message as JSON, with the buffers behind it if it has any.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import uuid
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import msgspec
 import websockets.asyncio.client
@@ -49,6 +53,7 @@ class KernelChannel:
         self._websocket = websocket
         self._session_id = session_id
         self._socket = websocket.transport.get_extra_info("socket")
+        self._in_parts = websocket.subprotocol == _SUBPROTOCOL
 
     async def send(
         self, channel: str, kind: str, content: dict[str, Any], buffers: Sequence[Buffer] = ()
@@ -63,8 +68,12 @@ class KernelChannel:
             "date": datetime.now(timezone.utc).isoformat(),
             "version": "5.3",
         }
-        head = [msgspec.json.encode(header), b"{}", b"{}", msgspec.json.encode(content)]
-        packed = _pack(channel, [*head, *buffers])
+        packed: bytes | str
+        if self._in_parts:
+            head = [msgspec.json.encode(header), b"{}", b"{}", msgspec.json.encode(content)]
+            packed = _pack(channel, [*head, *buffers])
+        else:
+            packed = _pack_json(channel, header, content, buffers)
         try:
             await self._websocket.send(packed)
         except ConnectionClosed as error:
@@ -81,10 +90,10 @@ class KernelChannel:
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         except ConnectionClosed as error:
             raise _cut(error) from None
-        if isinstance(packed, str):
-            raise LinkError("The server sent a text frame, which its protocol does not have.")
         try:
-            return _unpack(memoryview(packed))
+            if self._in_parts:
+                return _unpack(memoryview(cast(bytes, packed)))
+            return _unpack_json(packed)
         except (ValueError, KeyError, TypeError, msgspec.DecodeError) as error:
             raise LinkError(f"The server sent a malformed message: {error}.") from None
 
@@ -117,12 +126,6 @@ async def open_channel(server: Server, kernel_id: str) -> KernelChannel:
         raise refusal(server, error.response.status_code, f"api/kernels/{kernel_id}") from None
     except (OSError, TimeoutError, InvalidHandshake, InvalidURI) as error:
         raise server.unreachable(error) from None
-    if websocket.subprotocol != _SUBPROTOCOL:
-        await websocket.close()
-        raise LinkError(
-            f"The server at {server.url} does not speak {_SUBPROTOCOL}.",
-            hint="It needs jupyter_server 2.0 or newer.",
-        )
     return KernelChannel(websocket, session_id)
 
 
@@ -148,6 +151,62 @@ def _unpack(packed: memoryview) -> Message:
         str(msgspec.json.decode(header)["msg_type"]),
         str(msgspec.json.decode(parent).get("msg_id", "")),
         msgspec.json.decode(content, type=dict[str, Any]),
+        buffers,
+    )
+
+
+def _pack_json(
+    channel: str, header: dict[str, str], content: dict[str, Any], buffers: Sequence[Buffer]
+) -> bytes | str:
+    """A text without buffers; else their number, where each part begins, the text, the buffers."""
+    message = {
+        "channel": channel,
+        "header": header,
+        "parent_header": {},
+        "metadata": {},
+        "content": content,
+    }
+    text = msgspec.json.encode(message)
+    if not buffers:
+        return text.decode()
+    parts = [text, *buffers]
+    offsets = [4 * (len(parts) + 1)]
+    for part in parts[:-1]:
+        offsets.append(offsets[-1] + len(part))
+    numbers = [len(parts), *offsets]
+    return b"".join([*(number.to_bytes(4, "big") for number in numbers), *parts])
+
+
+class _Head(msgspec.Struct):
+    msg_type: str = ""
+    msg_id: str = ""
+
+
+class _JsonMessage(msgspec.Struct):
+    channel: str
+    header: _Head
+    parent_header: _Head
+    content: dict[str, Any]
+
+
+def _unpack_json(packed: bytes | str) -> Message:
+    buffers: list[memoryview] = []
+    text: memoryview | str = ""
+    if isinstance(packed, str):
+        text = packed
+    else:
+        view = memoryview(packed)
+        count = int.from_bytes(view[:4], "big")
+        if not 1 <= count <= len(view) // 4 - 1:
+            raise ValueError(f"{count} parts in {len(view)} bytes")
+        offsets = [int.from_bytes(view[4 * i : 4 * i + 4], "big") for i in range(1, count + 1)]
+        text, *buffers = (view[start:end] for start, end in pairwise([*offsets, len(view)]))
+    message = msgspec.json.decode(text, type=_JsonMessage)
+    return Message(
+        message.channel,
+        message.header.msg_type,
+        message.parent_header.msg_id,
+        message.content,
         buffers,
     )
 

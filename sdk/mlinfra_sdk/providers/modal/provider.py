@@ -305,7 +305,7 @@ def _seconds_of(request: Request) -> int:
 
 
 def _guard(key: str) -> list[str]:
-    script = Path(__file__).with_name("guard.sh").read_text()
+    script = Path(__file__).parent.with_name("guard.sh").read_text()
     return ["sh", "-c", script, "guard", key, str(_PATIENCE)]
 
 
