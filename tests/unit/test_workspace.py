@@ -513,3 +513,20 @@ def test_pieces_come_from_a_file_in_another_folder(tmp_path: Path) -> None:
         assert t.peer.sent - sent < 1 << 20
         assert contents(t.there) == contents(t.here)
         assert not [path for path in t.there.rglob(".*")]
+
+
+def test_of_a_large_file_only_what_has_changed_is_sent_and_read(pair: Twins) -> None:
+    content = bytearray(os.urandom(5 << 20)) + b"end"
+    file, twin = pair.here / "big.bin", pair.there / "big.bin"
+    file.write_bytes(content)
+    pair.sync()
+    for position in (0, 3 << 20, len(content) - 1):
+        sent = pair.peer.sent
+        content[position] ^= 1
+        file.write_bytes(content)
+        assert pair.sync().sent == 1
+        assert pair.peer.sent - sent <= CHUNK
+        assert twin.read_bytes() == content
+    file.write_bytes(content[: 3 << 20])
+    pair.sync()
+    assert twin.read_bytes() == content[: 3 << 20]

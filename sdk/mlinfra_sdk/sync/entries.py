@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import msgspec
@@ -13,6 +14,9 @@ CHUNK = 1 << 20
 """Files are read, compared and sent in pieces of this size. They are fixed: data files grow at
 their end or change in place, and where an insertion has moved the rest it is sent again. A smaller
 piece would cost more to name than it saves; what is not larger than one travels in packs."""
+
+_MANY = 64
+_THREADS = min(4, os.cpu_count() or 1)
 
 FILE, FOLDER, LINK = "f", "d", "l"
 ABSENT = b""
@@ -60,18 +64,31 @@ def read_file(fd: int, size: int) -> tuple[bytes, tuple[bytes, ...], bytes | Non
     if size <= CHUNK:
         data = read_piece(fd, 0, size)
         return digest_of(data), (), data
-    chunks = []
+    pieces = []
     data_at = -1
     for offset in range(0, size, CHUNK):
         end = min(offset + CHUNK, size)
         if data_at < offset:
             data_at = _next_data(fd, offset, size)
-        if data_at >= end and end - offset == CHUNK:
-            chunks.append(ZEROS)
-        else:
-            chunks.append(digest_of(read_piece(fd, offset, end - offset)))
-    whole = tuple(chunks)
-    return digest_of_chunks(whole), whole, None
+        hole = data_at >= end and end - offset == CHUNK
+        pieces.append((offset, 0 if hole else end - offset))
+    chunks = tuple(_digests(fd, pieces))
+    return digest_of_chunks(chunks), chunks, None
+
+
+def _digests(fd: int, pieces: list[tuple[int, int]]) -> list[bytes]:
+    """Of pieces by their offset and length (0: a hole), several at a time where there are many."""
+
+    def digest(piece: tuple[int, int]) -> bytes:
+        return digest_of(read_piece(fd, *piece)) if piece[1] else ZEROS
+
+    if len(pieces) < _MANY:
+        return list(map(digest, pieces))
+    pool = ThreadPoolExecutor(_THREADS)
+    try:
+        return list(pool.map(digest, pieces))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def read_piece(fd: int, offset: int, length: int) -> bytes:

@@ -31,7 +31,7 @@ from .entries import (
     read_piece,
 )
 from .messages import CHANGED, Change, Place, Want
-from .tree import Tree
+from .tree import Tree, as_known
 
 PACK = 4 << 20
 """Bytes of small files that travel together."""
@@ -271,13 +271,43 @@ class Placer:
         if not (len(entry.chunks) - 1) * CHUNK < entry.size <= len(entry.chunks) * CHUNK:
             raise SyncError("its pieces do not make up its size")
         os.ftruncate(fd, entry.size)
+        kept = self._keep(fd, change, entry)
         for index, digest in enumerate(entry.chunks):
-            if digest == ZEROS and piece_length(entry, index) == CHUNK:
-                continue  # a hole
+            if index in kept or (digest == ZEROS and piece_length(entry, index) == CHUNK):
+                continue  # the other case is a hole
             piece = self._piece(digest)
             if len(piece) != piece_length(entry, index):
                 raise SyncError("its pieces do not make up its size")
             os.pwrite(fd, piece, index * CHUNK)
+
+    def _keep(self, fd: int, change: Change, entry: Entry) -> set[int]:
+        """Copy what stays as it is from the file that is replaced, which is in the state that was
+        expected: the kernel does that without reading it into this process, and shares the blocks
+        where the file system can. Gives the numbers of these pieces."""
+        known = self._tree.known.get(change.path)
+        if known is None or known.entry.state != change.old or not hasattr(os, "copy_file_range"):
+            return set()
+        old = known.entry
+        same = [
+            index
+            for index, (mine, theirs) in enumerate(zip(old.chunks, entry.chunks, strict=False))
+            if mine == theirs != ZEROS
+        ]
+        kept: set[int] = set()
+        with suppress(OSError), self._tree.root.reading(change.path) as source:
+            if not as_known(known, os.fstat(source)):
+                return set()
+            for index in same:
+                offset, length = index * CHUNK, piece_length(entry, index)
+                while length:
+                    count = os.copy_file_range(source, fd, length, offset, offset)
+                    if not count:
+                        return kept
+                    offset, length = offset + count, length - count
+                kept.add(index)
+            if not as_known(known, os.fstat(source)):
+                raise SyncError(CHANGED)
+        return kept
 
     def _small(self, place: Place, entry: Entry) -> memoryview:
         if place.pack != self._pack[0]:

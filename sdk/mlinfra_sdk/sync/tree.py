@@ -357,7 +357,7 @@ class _Walk:
                 self._skipped[path] = f"it cannot be read ({error.strerror})"
                 continue
             old = known.get(path)
-            if old is not None and _as_known(old, status):
+            if old is not None and as_known(old, status):
                 if ignored(path, False) or path in excluded:
                     self._skipped[path] = ""
                 else:
@@ -446,9 +446,9 @@ def _same(known: Known, it: Found) -> bool:
     )
 
 
-def _as_known(known: Known, status: os.stat_result) -> bool:
-    """Whether a file that has been read is as it was then: what :func:`_same` says of it, told
-    without more ado, because it is asked of each file before each run."""
+def as_known(known: Known, status: os.stat_result) -> bool:
+    """Whether a file that has been read is as it was then. This is :func:`_same` without more ado,
+    because it is asked of each file before each run."""
     entry = known.entry
     mode = status.st_mode
     return (
