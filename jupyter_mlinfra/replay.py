@@ -13,7 +13,8 @@ import msgspec
 from mlinfra_sdk.frontend import ASK, is_yes
 from mlinfra_sdk.machines.ends import notice
 from mlinfra_sdk.machines.lifecycle import LiveMachine
-from mlinfra_sdk.worker.messages import ENDING, Record
+from mlinfra_sdk.worker.messages import ENDING, METRICS, USAGE, Record
+from mlinfra_sdk.worker.run_usage import Reading, RunUsage
 from mlinfra_sdk.worker.watchdog import End
 
 from .cards import RunState, message
@@ -42,12 +43,24 @@ class KernelFrontend:
         if record.msg_type == ENDING:
             self.note(notice(msgspec.json.decode(record.content, type=End)))
             return
+        if record.msg_type in (METRICS, USAGE):
+            self._measured(record)
+            return
         content: Any = record.content  # JSON already: passed on as it is
         if record.msg_type.startswith("comm_"):
             content = json.loads(content)
             self._capture_here(content, record.parent)
             self._comms.published(record.msg_type, content, record.buffers)
         self.send(record.msg_type, content, json.loads(record.metadata), record.buffers)
+
+    def _measured(self, record: Record) -> None:
+        """Tell on the card what the run does, with its next drawing."""
+        if self._card is None:
+            return
+        if record.msg_type == METRICS:
+            self._card.heard(msgspec.json.decode(record.content, type=Reading))
+        else:
+            self._card.usage = msgspec.json.decode(record.content, type=RunUsage)
 
     def _capture_here(self, content: dict[str, Any], run: str) -> None:
         """An Output widget names the message whose outputs it takes: over there, the run."""

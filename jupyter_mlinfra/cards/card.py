@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from mlinfra_sdk.units import format_duration, format_size, format_usd
 
 from .state import ENDED, Phase, RunState
+from .usage import curves, live_facts, usage_rows
 
 MIME = "application/vnd.mlinfra.run+json"
 METADATA = {"mlinfra": {"card": True}}
@@ -92,7 +93,7 @@ def render_html(state: RunState) -> str:
         )
     else:  # drawn again every second, which would close the details
         bar = _done(state) or _bar(phases, elapsed, "2px")
-        body = f'<div style="padding:0 8px">{head}</div>{remarks}{bar}'
+        body = f'<div style="padding:0 8px">{head}{curves(state)}</div>{remarks}{bar}'
     return (
         f'<div role="status" aria-label="{html.escape(" · ".join((words, *facts)))}"'
         f' style="{_BOX}">{body}</div>'
@@ -152,6 +153,8 @@ def _facts(state: RunState, elapsed: float) -> list[str]:
         moved.append(f"↓ {format_size(state.bytes_down)}")
     if moved:
         facts.append(" ".join(moved))
+    if state.phase == "running":
+        facts += live_facts(state)
     return facts
 
 
@@ -176,6 +179,8 @@ def _details(state: RunState, phases: dict[Phase, float], elapsed: float) -> str
         rows.append(("Sent", _moved(state.sent, state.bytes_up)))
     if state.received or state.bytes_down:
         rows.append(("Received", _moved(state.received, state.bytes_down)))
+    if state.usage is not None:
+        rows += [(label, _escape(words)) for label, words in usage_rows(state.usage)]
     return "".join(f"<div><b>{label}</b> {content}</div>" for label, content in rows)
 
 

@@ -6,7 +6,11 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import msgspec
+
 from mlinfra_sdk import units
+from mlinfra_sdk.meters import Meter
+from mlinfra_sdk.worker.run_usage import Reading, RunUsage
 
 Phase = Literal[
     "quote",
@@ -23,6 +27,10 @@ Phase = Literal[
     "lost",
 ]
 ENDED: frozenset[Phase] = frozenset({"done", "error", "interrupted", "lost"})
+
+
+_READINGS = 90
+"""Seconds of the card's curves."""
 
 
 @dataclass
@@ -57,6 +65,10 @@ class RunState:
     note: str = ""
     stops: float | None = None
     """When the machine is going to stop if nothing more runs on it (Unix time)."""
+    readings: list[Reading] = field(default_factory=list)
+    """What its machine did in the last seconds."""
+    usage: RunUsage | None = None
+    """What it has used, once it has ended."""
     cost: int | None = None
     """What it cost by the ledger; until that is known, time at ``rate``."""
     seconds: dict[Phase, float] = field(default_factory=dict)
@@ -72,6 +84,29 @@ class RunState:
         self.progress = None
         self.detail = ""
         self.entered = now
+
+    def heard(self, reading: Reading) -> None:
+        """Another second of it."""
+        self.readings.append(reading)
+        del self.readings[:-_READINGS]
+
+    def speed(self) -> tuple[Meter, float] | None:
+        """The innermost loop that is under way, and its units per second in the last reading."""
+        if not self.readings:
+            return None
+        under_way = [meter for meter in self.readings[-1].meters if not meter.ended]
+        if not under_way:
+            return None
+        meter = under_way[-1]
+        before = [
+            it
+            for reading in self.readings[-6:-1]
+            for it in reading.meters
+            if it.key == meter.key and it.seconds < meter.seconds
+        ]
+        done, seconds = (before[0].done, before[0].seconds) if before else (0.0, 0.0)
+        passed = meter.seconds - seconds
+        return (meter, (meter.done - done) / passed) if passed > 0 else None
 
     def phases(self) -> dict[Phase, float]:
         """Seconds of each phase until now, the present one included."""
@@ -116,4 +151,5 @@ class RunState:
             "stops": self.stops,
             "warnings": list(self.warnings),
             "note": self.note,
+            "usage": msgspec.to_builtins(self.usage) if self.usage else None,
         }

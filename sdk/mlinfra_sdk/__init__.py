@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .errors import RemoteError as RemoteError
     from .errors import RemoteValueLost as RemoteValueLost
     from .errors import RequestError as RequestError
+    from .meters import track as track
     from .namespace.remote_value import RemoteValue as RemoteValue
     from .session import Session as Session
     from .sources import data as data
@@ -46,6 +47,7 @@ _HOME = {
     "RemoteValue": "namespace.remote_value",
     "Session": "session",
     "remote": "decorator",
+    "track": "meters",
     **dict.fromkeys(_ERRORS, "errors"),
 }
 

@@ -31,6 +31,7 @@ from mlinfra_sdk.errors import (
 from mlinfra_sdk.frontend import Console, Frontend
 from mlinfra_sdk.jobs import Background
 from mlinfra_sdk.ledger import Ledger
+from mlinfra_sdk.ledger.usage import measurements
 from mlinfra_sdk.machines import ends, lifecycle, versions
 from mlinfra_sdk.machines.accelerators import checked
 from mlinfra_sdk.machines.client import AgentClient
@@ -44,6 +45,7 @@ from mlinfra_sdk.running import Running, follow
 from mlinfra_sdk.spec import Request
 from mlinfra_sdk.spending import Spending
 from mlinfra_sdk.worker import messages as m
+from mlinfra_sdk.worker.run_usage import RunUsage
 from mlinfra_sdk.worker.watchdog import End
 from mlinfra_sdk.workspaces import SessionFiles
 
@@ -458,6 +460,12 @@ class Connection:
                 self.ledger.close_run(
                     run, status=status, seconds=seconds, bytes_up=up, bytes_down=down
                 )
+
+    def _measured(self, run: int, usage: RunUsage | None) -> None:
+        """Keep what a run has used, if that is known."""
+        if run and usage is not None:
+            with contextlib.suppress(LedgerError):
+                self.ledger.measure(run, measurements(usage))
 
 
 def _new_name(target: str) -> str:

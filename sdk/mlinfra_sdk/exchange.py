@@ -245,6 +245,7 @@ class Exchange(Connection):
         client.send(m.Collected(client.next_id(), info.run))
         seconds = (info.ended or time.time()) - info.started
         self._close_run(info.ledger, _status_of(result), seconds, 0, 0)
+        self._measured(info.ledger, result.usage)
         return result
 
     def _until_end(
@@ -361,6 +362,7 @@ class Exchange(Connection):
                 up, down = client.bytes_sent - before[0], client.bytes_received - before[1]
                 if status:
                     self._close_run(ledger_run, status, time.monotonic() - began, up, down)
+        self._measured(ledger_run, result.usage)
         received = [*result.report.changed, *result.report.remote]
         if kind in _WITH_FILES:
             files = self._bring_files(result, frontend)
@@ -467,7 +469,10 @@ class Exchange(Connection):
         report = apply(outputs)
         report.warnings[:0] = reply.get("warnings", [])
         result = Result(
-            value=report.extra.get("_"), payload=reply.get("payload", []), report=report
+            value=report.extra.get("_"),
+            payload=reply.get("payload", []),
+            report=report,
+            usage=outcome.usage,
         )
         if reply["status"] != "ok":
             result.traceback = reply.get("traceback", [])

@@ -24,7 +24,8 @@ from mlinfra_sdk.machines.ends import notice
 from mlinfra_sdk.machines.portal import Portal
 from mlinfra_sdk.namespace.sync import Report
 from mlinfra_sdk.worker import messages as m
-from mlinfra_sdk.worker.messages import DIED, ENDING, HANDLED, INPUT, LEFT, RESULT, Record
+from mlinfra_sdk.worker.messages import DIED, ENDING, HANDLED, INPUT, LEFT, RESULT, USAGE, Record
+from mlinfra_sdk.worker.run_usage import RunUsage
 from mlinfra_sdk.worker.watchdog import End
 
 ENDS = frozenset({RESULT, DIED, LEFT, HANDLED})
@@ -38,10 +39,12 @@ _HELD = 8 << 20
 
 
 class Outcome(msgspec.Struct):
-    """How a run ended: the execute reply, and the encoded Outputs."""
+    """How a run ended: the execute reply, the encoded Outputs, and what it has used if it was
+    looked at."""
 
     reply: dict[str, Any]
     outputs: bytes
+    usage: RunUsage | None = None
 
 
 class Result(msgspec.Struct):
@@ -53,6 +56,7 @@ class Result(msgspec.Struct):
     traceback: list[str] = []
     payload: list[dict[str, Any]] = []
     report: Report = msgspec.field(default_factory=Report)
+    usage: RunUsage | None = None
 
     def get(self) -> Any:
         """The value, or its error raised; warnings become Python's."""
@@ -79,6 +83,7 @@ class Running:
         self._over = False
         self.stopped = ""
         """Why the machine has stopped it, once it has."""
+        self._usage: RunUsage | None = None
 
     async def sink(self, record: Record) -> None:
         """Take a record. What comes after the end (threads of the cell) is shown at once."""
@@ -178,12 +183,14 @@ class Running:
                 raise item
             self._take(item)
             if item.msg_type == RESULT:
-                return Outcome(json.loads(item.content), item.buffers[0])
+                return Outcome(json.loads(item.content), item.buffers[0], self._usage)
             if item.msg_type in ENDS:
                 return item
             if item.msg_type == INPUT:
                 ask(json.loads(item.content))
             else:
+                if item.msg_type == USAGE:
+                    self._usage = msgspec.json.decode(item.content, type=RunUsage)
                 self._publish(item)
             if last is not None and item.number >= last:
                 return item

@@ -51,10 +51,26 @@ int nvmlDeviceGetUUID(device *it, char *out, unsigned length) {
     return SUCCESS;
 }
 
+/* $RECORDED_STATE: "memory's percent, used MiB, milliwatts, degrees", of each device. */
+static unsigned state(int field) {
+    const char *text = getenv("RECORDED_STATE");
+    unsigned found[4] = {0};
+    if (text) sscanf(text, "%u %u %u %u", found, found + 1, found + 2, found + 3);
+    return found[field];
+}
+
+int nvmlDeviceGetPowerUsage(device *it, unsigned *out) { (void)it; *out = state(2); return SUCCESS; }
+
+int nvmlDeviceGetTemperature(device *it, int sensor, unsigned *out) {
+    (void)it, (void)sensor;
+    *out = state(3);
+    return SUCCESS;
+}
+
 int nvmlDeviceGetMemoryInfo(device *it, memory *out) {
     out->total = it->mib << 20;
-    out->used = 0;
-    out->free = out->total;
+    out->used = (unsigned long long)state(1) << 20;
+    out->free = out->total - out->used;
     return SUCCESS;
 }
 
@@ -72,7 +88,7 @@ static int load(device *it, unsigned *percent, unsigned *pid) {
 
 int nvmlDeviceGetUtilizationRates(device *it, unsigned *out) {
     unsigned pid;
-    out[1] = 0;
+    out[1] = state(0);
     return load(it, out, &pid);
 }
 

@@ -7,8 +7,11 @@ import json
 import time
 from collections.abc import Callable
 
+import msgspec
+
 from mlinfra_sdk.running import ENDS, Outcome
-from mlinfra_sdk.worker.messages import INPUT, RESULT, Record
+from mlinfra_sdk.worker.messages import INPUT, RESULT, USAGE, Record
+from mlinfra_sdk.worker.run_usage import RunUsage
 
 
 class Background:
@@ -20,17 +23,20 @@ class Background:
         self.ledger_run = ledger_run
         self.began = time.monotonic()
         self._publish = publish
+        self._usage: RunUsage | None = None
 
     async def sink(self, record: Record) -> None:
         """Take a record."""
         if record.msg_type in ENDS:
             if not self.ended.done():
                 self.ended.set_result(
-                    Outcome(json.loads(record.content), record.buffers[0])
+                    Outcome(json.loads(record.content), record.buffers[0], self._usage)
                     if record.msg_type == RESULT
                     else record
                 )
         elif record.msg_type != INPUT:
+            if record.msg_type == USAGE:
+                self._usage = msgspec.json.decode(record.content, type=RunUsage)
             self._publish(record)
 
     def fail(self, error: BaseException) -> None:

@@ -138,7 +138,7 @@ class AgentClient:
                 opened.set_result(None)
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._bulk.receive)
-                    for pump in (self._replies, self._records, self._until_closed):
+                    for pump in (self._replies, self._records, self._news, self._until_closed):
                         tasks.start_soon(pump, link)
                     await self._close_requested.wait()
                     tasks.cancel_scope.cancel()
@@ -206,8 +206,14 @@ class AgentClient:
                     future.set_result(reply.result)
 
     async def _records(self, link: LinkSession) -> None:
+        await self._pass_on(link, Channel.JOURNAL)
+
+    async def _news(self, link: LinkSession) -> None:
+        await self._pass_on(link, Channel.METRICS)
+
+    async def _pass_on(self, link: LinkSession, channel: Channel) -> None:
         with contextlib.suppress(LinkClosed):
-            async for message in link.receive(Channel.JOURNAL):
+            async for message in link.receive(channel):
                 record = m.decode_record(message.data)
                 sink = self._sinks.get(record.parent, self._other)
                 if sink is not None:

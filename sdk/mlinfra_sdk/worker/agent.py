@@ -48,6 +48,7 @@ from mlinfra_sdk.worker.folder import (
     remove_sockets,
 )
 from mlinfra_sdk.worker.kernel_host import KernelHost
+from mlinfra_sdk.worker.monitor import Monitor
 from mlinfra_sdk.worker.notices import Notices
 from mlinfra_sdk.worker.recipe import Prepared
 from mlinfra_sdk.worker.runs import Run, Runs
@@ -87,6 +88,7 @@ class Agent:
         self.runs = Runs(folder / "runs", config.journal_limit)
         self._notices = Notices(self.runs, lambda: [*self._kernels.values()], self._tell, tasks)
         self.watchdog.when_ending(self._notices.machine)
+        self.monitor = Monitor(self._kernel)
         self._environments = Environments(
             paths.cache_dir() / "environments", folder / "environments", self.store
         )
@@ -435,7 +437,15 @@ class Agent:
         if record.msg_type == m.BEGUN:
             run.info.status = "running"
             self._notices.begun(self._kernel(record.kernel), run)
+            self.monitor.begun(run)
             return
+        if record.msg_type == m.METERS:
+            self.monitor.counted(record.parent, record.content)
+            return
+        if record.msg_type in (m.RESULT, m.DIED):
+            usage = self.monitor.ended(record.parent)
+            if usage is not None:
+                await run.publish(usage)
         if record.msg_type == m.RESULT:
             upkeep.pin_outputs(self.store, run.info.run, run.journal.folder, record.buffers[0])
         await run.publish(record)
@@ -463,6 +473,7 @@ async def run(folder: Path, config: Config, announce: Callable[[], None]) -> str
             tasks.start_soon(listen, server)
             tasks.start_soon(_obey_signals, agent.watchdog)
             watchdog = agent.watchdog
+            tasks.start_soon(agent.monitor.watch)
             tasks.start_soon(activity.watch, lambda: watchdog.idle_seconds, watchdog.worked)
             if not config.shared_fs:  # a shared store is in its client's care
                 tasks.start_soon(upkeep.keep_room, agent.store)

@@ -23,6 +23,29 @@ def present() -> list[Device]:
     return [found[index][1] for index in chosen]
 
 
+_opened = False
+
+
+def handles() -> list[object]:
+    """NVML's handles of the devices that this process may use; none without a driver. NVML stays
+    open: to open it wakes a GPU up, which takes up to seconds."""
+    global _opened
+    import pynvml
+
+    try:
+        if not _opened:
+            pynvml.nvmlInit()
+            _opened = True
+        found = [
+            pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())
+        ]
+        uuids = [str(pynvml.nvmlDeviceGetUUID(handle)) for handle in found]
+    except pynvml.NVMLError:
+        return []
+    chosen = _visible(os.environ.get("CUDA_VISIBLE_DEVICES"), uuids)
+    return [found[index] for index in chosen]
+
+
 def _by_library() -> list[tuple[str, Device]] | None:
     """(UUID, device) of all, by NVML; None if that cannot be loaded."""
     import pynvml

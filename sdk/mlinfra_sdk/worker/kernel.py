@@ -27,6 +27,7 @@ from traitlets.config import Config
 from zmq.eventloop.zmqstream import ZMQStream
 
 from mlinfra_sdk.errors import ChunkCorrupt, ChunkMissing, MlinfraError
+from mlinfra_sdk.meters import Meter, meters, watch_tqdm
 from mlinfra_sdk.namespace import places
 from mlinfra_sdk.namespace.delta import Inputs, Outputs
 from mlinfra_sdk.namespace.sync import WorkerNamespace
@@ -35,9 +36,11 @@ from mlinfra_sdk.worker import ending, forks
 from mlinfra_sdk.worker.interrupts import Interrupts
 from mlinfra_sdk.worker.messages import (
     ASKING,
+    COUNT,
     ENDING,
     HANDLED,
     JOBS_VARIABLE,
+    METERS,
     RESULT,
     SHARED_VARIABLE,
     STORE_VARIABLE,
@@ -88,6 +91,7 @@ class WorkerKernel(IPythonKernel):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.control_handlers[ENDING] = self._ending
+        self.control_handlers[COUNT] = self._count
         self.log.setLevel(logging.WARNING)  # ipykernel makes records of each message for no one
         self._job: Job | None = None
         self._inputs = Inputs()
@@ -112,6 +116,7 @@ class WorkerKernel(IPythonKernel):
         through ipykernel's shell thread costs a warm cell half a millisecond."""
         super().start()
         self._interrupts.install()
+        watch_tqdm()
         self._wake_on_signals()
         address = os.environ.get(JOBS_VARIABLE)
         if address:
@@ -155,6 +160,22 @@ class WorkerKernel(IPythonKernel):
     def _ending(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
         """The agent's word that it all ends soon, which comes also while a cell runs."""
         ending.announce(msgspec.convert(parent["content"], End))
+
+    def _count(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
+        """The agent asks how far the loops of a run are."""
+        found = meters.read()
+        if found:
+            self._publish_meters(found, {"msg_id": parent["content"]["run"]})
+
+    def _publish_meters(self, found: list[Meter], header: dict[str, Any]) -> None:
+        session: Any = self.session
+        session.send(
+            self.iopub_socket,
+            METERS,
+            {"meters": msgspec.to_builtins(found)},
+            parent={"header": header},
+            ident=self._topic(METERS),
+        )
 
     def _hidden(self) -> Iterable[str]:
         return list(self._shell.user_ns_hidden)
@@ -211,7 +232,10 @@ class WorkerKernel(IPythonKernel):
         warnings = self._modules.refresh()
         warnings += self._namespace.load(inputs) or ()
         self._loaded = True
+        meters.begin()
         content = await super().do_execute(code, silent, *args, **kwargs)
+        if found := meters.read():
+            self._publish_meters(found, self.get_parent("shell")["header"])
         self._modules.note()
         result, self._result = self._result, None
         extra: dict[str, Any] = {}

@@ -31,6 +31,7 @@ from mlinfra_sdk.errors import KernelDied
 from mlinfra_sdk.worker.messages import (
     ASKING,
     BEGUN,
+    COUNT,
     DIED,
     ENDING,
     HANDLED,
@@ -228,6 +229,12 @@ class KernelHost:
         process = self._process
         if process is not None and process.alive:
             await process.notify(ENDING, content)
+
+    async def count(self, run: str) -> None:
+        """Have the process tell how far the loops of a run are (:data:`METERS`)."""
+        process = self._process
+        if process is not None and process.alive:
+            await process.notify(COUNT, json.dumps({"run": run}).encode())
 
     async def kill(self, reason: str) -> None:
         """End the process, whatever it is doing; the next run starts a fresh one."""

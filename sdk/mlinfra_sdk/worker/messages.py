@@ -467,6 +467,22 @@ HANDLED = "mlinfra_handled"
 PREPARING = "mlinfra_preparing"
 """What is being done for an environment: content is ``{"text": text}``."""
 
+METRICS = "mlinfra_metrics"
+"""What a run that is under way does to its machine: content is a
+:class:`mlinfra_sdk.worker.run_usage.Reading`. Only news: not journaled, and dropped for a client
+that is slow."""
+
+USAGE = "mlinfra_usage"
+"""What a run has used: content is a :class:`mlinfra_sdk.worker.run_usage.RunUsage`. Comes before
+its result, if it took longer than a second or counted anything."""
+
+COUNT = "mlinfra_count"
+"""A control message from the agent to its kernel: tell how far the loops of ``run`` are."""
+
+METERS = "mlinfra_meters"
+"""A kernel's answer: content is
+``{"meters": [...]}``, each a :class:`mlinfra_sdk.meters.Meter`."""
+
 BEGUN = "mlinfra_begun"
 """A run that waited for others has been handed to the kernel; only the agent sees this."""
 

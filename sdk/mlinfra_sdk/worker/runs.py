@@ -88,6 +88,14 @@ class Run:
             with anyio.move_on_after(1):
                 await self._caught_up.wait()
 
+    def tell(self, record: m.Record) -> None:
+        """Pass news on to the clients that are there and keep up; it is not kept for others."""
+        data = m.encode(record)
+        for follower in self._followers:
+            if follower.connected:
+                with suppress(LinkClosed):
+                    follower.session.send_nowait(Channel.METRICS, data)
+
     def _held_back(self) -> bool:
         """Whether the journal would drop what a client that is only slow has not been sent."""
         limit = self.journal.endangered

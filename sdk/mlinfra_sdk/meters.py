@@ -1,0 +1,253 @@
+"""How far loops are: counted by :func:`track`, or read off the progress bars that code has anyway.
+
+Nothing is hooked into a loop. A bar of tqdm keeps its own count, which is read once a second from
+outside of the loop; so the rate of a training is known without a change of its code, and at no cost
+to it. Hugging Face's Trainer, Lightning and many others show their progress by tqdm. What has no
+bar is counted by :func:`track`.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Iterator, Sized
+from types import ModuleType
+from typing import Any, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+_KEPT = 64
+"""Loops that have ended and are still told of."""
+_TQDM = "tqdm.std"
+
+
+class Meter(msgspec.Struct, omit_defaults=True):
+    """One loop. ``done`` of ``total`` (0: not known) units in ``seconds`` since it began;
+    ``source`` is ``tqdm`` or ``track``. ``nested``: another loop was under way when it began."""
+
+    key: int
+    label: str
+    unit: str
+    done: float
+    total: float
+    seconds: float
+    source: str
+    ended: bool = False
+    nested: bool = False
+
+
+class _Tracked:
+    """The count of a loop under :func:`track`."""
+
+    def __init__(self, label: str, unit: str, total: float, step: float) -> None:
+        self.label, self.unit, self.total, self.step = label, unit, total, step
+        self.count = 0
+        self.began = time.perf_counter()
+        self.ended: float | None = None
+
+
+class Meters:
+    """All loops of this process. Read from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last = 0
+        self._since = 0
+        self._bars: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self._tracked: dict[int, _Tracked] = {}
+        self._open: list[int] = []
+        """Keys of the loops that are under way, the outermost first."""
+        self._nested: set[int] = set()
+        self._ended: dict[int, Meter] = {}
+
+    def read(self) -> list[Meter]:
+        """All loops under way, and the last that have ended, in the order of their beginnings."""
+        found = dict(self._ended)
+        for bar in _bars():
+            meter = self._of_bar(bar)
+            if meter is not None:
+                found.setdefault(meter.key, meter)
+        for key, tracked in list(self._tracked.items()):
+            found[key] = self._of_tracked(key, tracked)
+        return sorted(
+            (meter for meter in found.values() if meter.key > self._since),
+            key=lambda meter: meter.key,
+        )
+
+    def begin(self) -> None:
+        """Another cell begins: what there was before is not told of any more."""
+        with self._lock:
+            self._since = self._last
+            self._ended.clear()
+            self._open.clear()
+
+    def begun(self, bar: Any) -> None:
+        """A bar of tqdm was made."""
+        self._key_of(bar)
+
+    def closed(self, bar: Any) -> None:
+        """A bar of tqdm comes to its end."""
+        meter = self._of_bar(bar)
+        if meter is not None:
+            self._end(meter)
+
+    def track(self, tracked: _Tracked) -> int:
+        """A loop begins; gives its key."""
+        with self._lock:
+            key = self._new_key()
+            self._tracked[key] = tracked
+        return key
+
+    def tracked_to_end(self, key: int) -> None:
+        """It has ended."""
+        tracked = self._tracked.pop(key)
+        tracked.ended = time.perf_counter()
+        self._end(self._of_tracked(key, tracked))
+
+    def _end(self, meter: Meter) -> None:
+        meter.ended = True
+        with self._lock:
+            self._ended[meter.key] = meter
+            if meter.key in self._open:
+                self._open.remove(meter.key)
+            while len(self._ended) > _KEPT:
+                del self._ended[next(iter(self._ended))]
+
+    def _new_key(self) -> int:
+        self._last = key = self._last + 1
+        if self._open:
+            self._nested.add(key)
+        self._open.append(key)
+        return key
+
+    def _key_of(self, bar: Any) -> int:
+        with self._lock:
+            key = self._bars.get(bar)
+            if key is None:
+                key = self._bars[bar] = self._new_key()
+            return key
+
+    def _of_bar(self, bar: Any) -> Meter | None:
+        try:
+            done, start = float(bar.n - bar.initial), float(bar.start_t)
+            unit = f"{bar.unit}".strip() or "it"
+            label, total = f"{bar.desc}".strip().rstrip(":"), float(bar.total or 0)
+        except (
+            AttributeError,
+            TypeError,
+            ValueError,
+        ):  # disabled, or some other bar
+            return None
+        key = self._key_of(bar)
+        seconds = bar._time() - start
+        return Meter(key, label, unit, done, total, seconds, "tqdm", nested=key in self._nested)
+
+    def _of_tracked(self, key: int, tracked: _Tracked) -> Meter:
+        seconds = (tracked.ended or time.perf_counter()) - tracked.began
+        return Meter(
+            key,
+            tracked.label,
+            tracked.unit,
+            tracked.count * tracked.step,
+            tracked.total,
+            seconds,
+            "track",
+            nested=key in self._nested,
+        )
+
+
+meters = Meters()
+"""Those of this process."""
+
+
+def track(
+    iterable: Iterable[T], samples: float = 1, *, label: str = "", unit: str = ""
+) -> Iterator[T]:
+    """Go through ``iterable``, counting ``samples`` for each element that has been worked on.
+
+    The count is shown on the run card as a rate, and compared by ``%%compare``. Give the number of
+    samples in a batch to have samples per second; ``unit`` names what is counted (default:
+    ``samples``, or ``it`` for one each). Costs about a tenth of a microsecond for each element.
+    """
+    if samples <= 0:
+        raise ValueError(f"samples must be above 0, not {samples!r}")
+    total = len(iterable) * samples if isinstance(iterable, Sized) else 0
+    tracked = _Tracked(label, unit or ("it" if samples == 1 else "samples"), total, samples)
+    key = meters.track(tracked)
+    try:
+        for element in iterable:
+            yield element
+            tracked.count += 1
+    finally:
+        meters.tracked_to_end(key)
+
+
+def _bars() -> list[Any]:
+    """The bars of tqdm that are open, if this process uses it."""
+    module = sys.modules.get(_TQDM)
+    instances = getattr(getattr(module, "tqdm", None), "_instances", None)
+    try:
+        return list(instances or ())
+    except RuntimeError:  # the set changed meanwhile; the next reading is near
+        return []
+
+
+def watch_tqdm() -> None:
+    """Also keep the last state of each bar that is closed: short ones come and go unseen."""
+    if _TQDM in sys.modules:
+        _patch(sys.modules[_TQDM])
+    elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+
+
+def _patch(module: ModuleType) -> None:
+    bar: Any = module.__dict__["tqdm"]
+    close, init = bar.close, bar.__init__
+    if getattr(close, "_mlinfra", False):
+        return
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        if not getattr(self, "disable", True):
+            meters.begun(self)
+
+    def closing(self: Any) -> None:
+        if not getattr(self, "disable", True):
+            meters.closed(self)
+        close(self)
+
+    for ours, theirs in ((__init__, init), (closing, close)):
+        ours.__name__, ours.__qualname__ = theirs.__name__, theirs.__qualname__
+        ours.__doc__, ours.__module__ = theirs.__doc__, theirs.__module__
+    vars(closing)["_mlinfra"] = True
+    bar.__init__, bar.close = __init__, closing
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Patches tqdm when it is imported, and goes."""
+
+    def find_spec(
+        self, fullname: str, path: Any, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Of the one module that is waited for."""
+        if fullname != _TQDM:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            loader: Any = spec.loader
+            run = loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                run(module)
+                _patch(module)
+
+            loader.exec_module = exec_module
+        return spec
