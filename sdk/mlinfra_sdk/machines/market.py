@@ -37,7 +37,8 @@ class Quote:
     def __str__(self) -> str:
         """``A10 on modal at $1.10/h (modal.com, 2026-07-01)``."""
         what = str(self.offer.gpu) if self.offer.gpu is not None else "CPU"
-        return f"{what} on {self.target} at {self.offer.price.describe()}"
+        where = f"{self.target} ({self.offer.place})" if self.offer.place else self.target
+        return f"{what} on {where} at {self.offer.price.describe()}"
 
 
 @dataclass(frozen=True)

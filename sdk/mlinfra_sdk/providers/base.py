@@ -59,6 +59,7 @@ class Problem(msgspec.Struct, frozen=True):
 
 class Offer(msgspec.Struct, frozen=True):
     """A machine that could be had: what it is, what it costs, and how long its start takes.
+    ``place`` says where, if the provider has several; ``data`` is what it needs to launch it;
     ``note`` is what a user should read before it is started."""
 
     provider: str
@@ -66,6 +67,8 @@ class Offer(msgspec.Struct, frozen=True):
     price: Price
     start_seconds: float
     note: str = ""
+    place: str = ""
+    data: dict[str, str] = {}
 
 
 class Handle(msgspec.Struct, frozen=True):

@@ -1,6 +1,7 @@
 # Lasts as long as the agent of the machine $1 does, and ends after $2 seconds if no agent ever
 # comes. How the agent ended is its exit status (_EXITS in modal/provider.py). At Modal it is the
-# entrypoint of a sandbox, and a command that keeps it awake; at Colab what ends the runtime.
+# entrypoint of a sandbox, and a command that keeps it awake; at Colab what ends the runtime; at
+# SkyPilot a cluster's only job.
 folder=$HOME/.cache/mlinfra/machines/$1
 waited=0
 until [ -s "$folder/pid" ]; do

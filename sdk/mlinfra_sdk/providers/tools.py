@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ async def ask(tool: Tool, request: Mapping[str, Any], environment: Mapping[str, 
         [str(python), "-I", str(tool.script)],
         input=msgspec.json.encode(request) + b"\n",
         check=False,
-        env={**_environment(), **environment},
+        env={**clean_environment(), **environment},
         start_new_session=True,  # Ctrl-C in a terminal is for this program
     )
     try:
@@ -71,12 +71,27 @@ async def ask(tool: Tool, request: Mapping[str, Any], environment: Mapping[str, 
     raise kind(answer.error, hint=answer.hint)
 
 
+def place_of(tool: Tool) -> Path:
+    """Where the tool's environment lies, or will lie."""
+    version = ".".join(map(str, tool.python))
+    name = re.sub(r"[^a-zA-Z0-9.]+", "-", "-".join([tool.name, version, *tool.requirements]))
+    return paths.cache_dir() / "tools" / name
+
+
+def extend(tool: Tool, requirement: str) -> None:
+    """Have the tool's environment, which exists, meet one more requirement; it is looked for only
+    once. Raises :class:`LinkError` if the packages cannot be had."""
+    mark = place_of(tool) / f".with-{requirement}"
+    if not mark.exists():
+        _install(tool, place_of(tool), (*tool.requirements, requirement))
+        mark.touch()
+
+
 def python_of(tool: Tool) -> Path:
     """The interpreter of the tool's environment, which is made at the first use. Raises
     :class:`ProviderError` if there is no Python for it, or the packages cannot be had."""
     version = ".".join(map(str, tool.python))
-    name = re.sub(r"[^a-zA-Z0-9.]+", "-", "-".join([tool.name, version, *tool.requirements]))
-    folder = paths.cache_dir() / "tools" / name
+    folder = place_of(tool)
     python = folder / "bin" / "python"
     if not python.exists():
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -95,7 +110,15 @@ def python_of(tool: Tool) -> Path:
 
 def _make(tool: Tool, version: str, folder: Path) -> None:
     for interpreter in _interpreters(tool.python):
-        said = _uv("venv", "--quiet", "--allow-existing", "--python", interpreter, str(folder))
+        said = _uv(
+            "venv",
+            "--quiet",
+            "--allow-existing",
+            "--relocatable",
+            "--python",
+            interpreter,
+            str(folder),
+        )
         if said is None:
             break
     else:
@@ -104,12 +127,15 @@ def _make(tool: Tool, version: str, folder: Path) -> None:
             f"runs beside this one, and uv could not get it: {said}",
             hint=f"Install one, as by `uv python install {version}`.",
         )
-    said = _uv(
-        "pip", "install", "--quiet", "--python", str(folder / "bin" / "python"), *tool.requirements
-    )
+    _install(tool, folder, tool.requirements)
+
+
+def _install(tool: Tool, folder: Path, requirements: Sequence[str]) -> None:
+    python = str(folder / "bin" / "python")
+    said = _uv("pip", "install", "--quiet", "--python", python, *requirements)
     if said is not None:
         raise LinkError(
-            f"{tool.requirements[0]}, which on={tool.name} needs, could not be installed: {said}",
+            f"{requirements[-1]}, which on={tool.name} needs, could not be installed: {said}",
             hint="It comes from the package index that uv is set up for.",
         )
 
@@ -134,10 +160,11 @@ def _uv(*words: str) -> str | None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        env=_environment(),
+        env=clean_environment(),
     )
     return None if done.returncode == 0 else done.stderr.strip()[-500:] or "it said nothing."
 
 
-def _environment() -> dict[str, str]:
+def clean_environment() -> dict[str, str]:
+    """This process's, without what would turn another Python's packages into this one's."""
     return {name: value for name, value in os.environ.items() if name not in _CLEAN}
