@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -369,10 +370,51 @@ def test_a_missing_key(far: Client, buckets: Path, keys: None, url: str) -> None
         far.run("1")
 
 
-def test_a_missing_package(far: Client) -> None:
-    use(far, "gs://bucket/x", data_credentials=False)
-    with pytest.raises(RequestError, match=r"gs:// needs .*pip install mlinfra-sdk\[gs\]"):
-        far.run("1")
+# Google Cloud Storage and Hugging Face, whose packages the machine does not have
+
+
+def test_a_package_that_cannot_be_had(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UV_OFFLINE", "1")
+    monkeypatch.setenv("UV_NO_CACHE", "1")
+    with client(isolate=True) as it:
+        for scheme, package in (("gs", "gcsfs"), ("hf", "huggingface_hub")):
+            use(it, f"{scheme}://bucket/x", data_credentials=False)
+            with pytest.raises(
+                RequestError, match=rf"{scheme}:// needs the package {package}"
+            ) as caught:
+                it.run("1")
+            assert f"mlinfra-sdk[{scheme}]" in caught.value.hint
+    assert not list((place / "home").glob("cache/readers/*"))
+
+
+@pytest.fixture
+def google(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An emulator of Cloud Storage with an empty bucket; gives its address."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "gcp_storage_emulator", "start", "--in-memory"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--default-bucket", "bucket"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=tmp_path) as server:
+        until(functools.partial(_listens, port), "the emulator")
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("NO_GCE_CHECK", "true")
+        yield f"http://127.0.0.1:{port}"
+        server.kill()
+
+
+def test_the_machine_gets_the_packages_that_open_a_url(place: Path, google: str) -> None:
+    files = {"a.bin": random_bytes(9_000_000, 7), "deep/b.txt": b"text"}
+    for name, content in files.items():
+        url = f"{google}/upload/storage/v1/b/bucket/o?uploadType=media&name=train/{name}"
+        urllib.request.urlopen(urllib.request.Request(url, data=content, method="POST")).close()
+    with client(isolate=True) as it:
+        use(it, "gs://bucket/train", data_credentials=False)
+        assert found(it, "train") == files
+        (folder,) = (place / "home").glob("cache/readers/*")
+        assert folder.name.startswith("gs-")
+        use(it, "gs://bucket/nothing", data_credentials=False)
+        with pytest.raises(RequestError, match="nothing at gs://bucket/nothing"):
+            it.run("1")
 
 
 def test_an_interrupted_fetch_is_stopped_and_gone_on_with(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from twins import Twins, contents, twins
 
-from mlinfra_sdk.errors import RequestError, SyncError
+from mlinfra_sdk.errors import RequestError, StoreError, SyncError
 from mlinfra_sdk.sync import messages
 from mlinfra_sdk.sync.entries import CHUNK
 
@@ -530,3 +532,41 @@ def test_of_a_large_file_only_what_has_changed_is_sent_and_read(pair: Twins) -> 
     file.write_bytes(content[: 3 << 20])
     pair.sync()
     assert twin.read_bytes() == content[: 3 << 20]
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Callable[[str], None]]:
+    """A file system of 6 MiB in the folder; gives what changes its size."""
+
+    def mount(options: str) -> bool:
+        command = ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)]
+        return subprocess.run(command, capture_output=True).returncode == 0
+
+    folder.mkdir()
+    if not mount("size=6m"):
+        pytest.skip("this user may not mount a small file system")
+    try:
+        yield lambda size: mount(f"remount,size={size}") or pytest.fail("remount")
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("full", ["machine", "project"])
+def test_a_disk_that_is_full_in_the_middle(tmp_path: Path, full: str) -> None:
+    there = full == "project"
+    with small_disk(tmp_path / full) as resize, twins(tmp_path) as pair:
+        pair.write("seen.txt", "once")
+        pair.sync()
+        for number in range(8):
+            file = pair.write(f"{number}.bin", there=there)
+            file.write_bytes(os.urandom(1_300_000 if number % 2 else 900_000))
+        with pytest.raises((SyncError, StoreError), match=r"full|No space left") as caught:
+            pair.sync()
+        assert "Free some" in caught.value.hint
+        room, source = (pair.here, pair.there) if there else (pair.there, pair.here)
+        for file in room.iterdir():
+            assert file.read_bytes() == (source / file.name).read_bytes()
+        resize("64m")
+        pair.sync()
+        assert contents(pair.here) == contents(pair.there)
+        assert len(contents(pair.here)) == 9

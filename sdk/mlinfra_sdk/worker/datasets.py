@@ -23,6 +23,7 @@ from mlinfra_sdk.objects.store import ChunkStore
 from mlinfra_sdk.worker import messages as m
 from mlinfra_sdk.worker.files import Files
 from mlinfra_sdk.worker.folder import Config
+from mlinfra_sdk.worker.readers import packages_for
 
 logger = logging.getLogger(__name__)
 
@@ -131,9 +132,15 @@ class Datasets:
 
     async def _fetch(self, fetch: _Fetch, order: Order) -> None:
         command = [sys.executable, "-m", "mlinfra_sdk.datasets.fetch"]
+        env = dict(os.environ)
         with fetch.scope:
             try:
-                async with await anyio.open_process(command, stderr=None) as process:
+                packages = await packages_for(fetch.url, paths.cache_dir() / "readers")
+                if packages is not None:
+                    env["PYTHONPATH"] = os.pathsep.join(
+                        filter(None, [str(packages), env.get("PYTHONPATH")])
+                    )
+                async with await anyio.open_process(command, stderr=None, env=env) as process:
                     assert process.stdin is not None and process.stdout is not None
                     try:
                         await process.stdin.send(msgspec.msgpack.encode(order))
@@ -146,6 +153,8 @@ class Datasets:
                     finally:
                         with suppress(ProcessLookupError):
                             process.kill()
+            except RequestError as error:
+                fetch.told = Told(error=error.message, hint=error.hint, kind="RequestError")
             except (OSError, anyio.BrokenResourceError, msgspec.DecodeError):
                 logger.exception("A dataset could not be fetched")
         fetch.ended.set()
