@@ -13,7 +13,7 @@ import msgspec
 from mlinfra_sdk.frontend import ASK, is_yes
 from mlinfra_sdk.machines.ends import notice
 from mlinfra_sdk.machines.lifecycle import LiveMachine
-from mlinfra_sdk.worker.messages import ENDING, METRICS, USAGE, Record
+from mlinfra_sdk.worker.messages import CHECKPOINT, ENDING, METRICS, USAGE, WANTED, Record
 from mlinfra_sdk.worker.run_usage import Reading, RunUsage
 from mlinfra_sdk.worker.watchdog import End
 
@@ -45,6 +45,8 @@ class KernelFrontend:
             return
         if record.msg_type in (METRICS, USAGE):
             self._measured(record)
+            return
+        if record.msg_type in (CHECKPOINT, WANTED):  # of a run that is only watched
             return
         content: Any = record.content  # JSON already: passed on as it is
         if record.msg_type.startswith("comm_"):
@@ -150,6 +152,11 @@ class KernelFrontend:
         if self._card is not None:
             self._card.sent, self._card.received = sent, received
             self._card.bytes_up, self._card.bytes_down = up, down
+
+    def safe(self, name: str, step: int, at: float) -> None:
+        """Tell it on the card, with its next drawing."""
+        if self._card is not None:
+            self._card.safe = name, step, at
 
     def tick(self) -> None:
         """Redraw the card."""

@@ -11,6 +11,7 @@ hundredths of a millisecond.
 from __future__ import annotations
 
 import html
+import time
 from typing import Any, NamedTuple
 
 from mlinfra_sdk.units import format_duration, format_size, format_usd
@@ -155,6 +156,10 @@ def _facts(state: RunState, elapsed: float) -> list[str]:
         facts.append(" ".join(moved))
     if state.phase == "running":
         facts += live_facts(state)
+    if state.safe is not None:
+        _, step, at = state.safe
+        age = "" if state.phase in ENDED else f", {format_duration(time.time() - at)} ago"
+        facts.append(f"safe at step {step}{age}")
     return facts
 
 
@@ -175,6 +180,8 @@ def _details(state: RunState, phases: dict[Phase, float], elapsed: float) -> str
             for phase, seconds in phases.items()
         )
         rows.append(("Time", times + _bar(phases, elapsed, "4px")))
+    if state.safe is not None:
+        rows.append(("Checkpoint", f"{_escape(state.safe[0])}, step {state.safe[1]}"))
     if state.sent or state.bytes_up:
         rows.append(("Sent", _moved(state.sent, state.bytes_up)))
     if state.received or state.bytes_down:

@@ -59,6 +59,8 @@ class RunState:
     """What the present phase is at."""
     progress: tuple[int, int] | None = None
     """Bytes done and in all of the present phase, where that is known."""
+    safe: tuple[str, int, float] | None = None
+    """The last checkpoint that outlives the machine: name, step, Unix time."""
     sent: list[str] = field(default_factory=list)
     received: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -146,6 +148,7 @@ class RunState:
             "progress": list(self.progress) if self.progress else None,
             "bytes_up": self.bytes_up,
             "bytes_down": self.bytes_down,
+            "safe": list(self.safe) if self.safe else None,
             "sent": list(self.sent),
             "received": list(self.received),
             "stops": self.stops,

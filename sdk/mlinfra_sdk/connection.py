@@ -42,6 +42,7 @@ from mlinfra_sdk.namespace.delta import Outputs
 from mlinfra_sdk.namespace.sync import LocalNamespace
 from mlinfra_sdk.objects.store import ChunkStore
 from mlinfra_sdk.running import Running, follow
+from mlinfra_sdk.safekeeping import Safekeeping
 from mlinfra_sdk.spec import Request
 from mlinfra_sdk.spending import Spending
 from mlinfra_sdk.worker import messages as m
@@ -108,6 +109,7 @@ class Connection:
         self._packages = Packages(self._store)
         self._needed: set[str] = set()
         self._comms_passed = False
+        self._safekeeping = Safekeeping(paths.data_dir() / "checkpoints", self._store)
         self._lock = threading.RLock()
 
     @property
@@ -342,7 +344,9 @@ class Connection:
         reason: str = content["reason"]
         if record.kernel == self._kernel and content.get("generation") == self._generation:
             self._forget_kernel(reason)
-        return KernelDied(reason, hint="The next run starts a fresh one and sends its variables.")
+        error = KernelDied(reason, hint="The next run starts a fresh one and sends its variables.")
+        error.by_accident = content.get("by_accident", False)
+        return error
 
     def _forget_kernel(self, reason: str) -> None:
         self._generation = self._former = 0

@@ -82,11 +82,17 @@ class VersionMismatch(LinkError):
     """The two sides speak no common protocol version."""
 
 
-class KernelDied(MlinfraError):
+class Lost(MlinfraError):
+    """What ran is gone. ``by_accident``: nobody wanted its end, no limit and no user."""
+
+    by_accident = False
+
+
+class KernelDied(Lost):
     """The remote kernel process ended while it was needed (exit, out of memory, crash)."""
 
 
-class MachineLost(MlinfraError):
+class MachineLost(Lost):
     """The machine has ended while it was needed."""
 
 

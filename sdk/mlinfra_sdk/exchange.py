@@ -40,9 +40,10 @@ from mlinfra_sdk.running import (
     interrupts_held,
     interrupts_raised,
 )
+from mlinfra_sdk.safekeeping import Safe, marker
 from mlinfra_sdk.sync.reports import Report as FilesReport
 from mlinfra_sdk.worker import messages as m
-from mlinfra_sdk.worker.watchdog import OF_BUDGET
+from mlinfra_sdk.worker.watchdog import OF_BUDGET, by_design
 
 _OF_LEDGER = ("done", "error", "interrupted")
 _encode_inputs = msgspec.msgpack.Encoder().encode
@@ -110,7 +111,8 @@ class Exchange(Connection):
             ledger_run = _new_number()
             if frontend is not None:
                 background = Background(frontend.publish, ledger_run)
-                client.listen(run, background.sink)
+                sink = self._safekeeping.sink(client, frontend, Safe(), background.sink)
+                client.listen(run, sink)
                 client.when_closed(background.fail)
             request = m.Execute(
                 client.next_id(),
@@ -187,7 +189,8 @@ class Exchange(Connection):
             background = self._backgrounds.pop(info.run, None)
             if background is not None:
                 background.fail(RunDetached(f"The run {run} is shown where it was attached to."))
-            client.listen(info.run, following.sink)
+            sink = self._safekeeping.sink(client, frontend, Safe(), following.sink)
+            client.listen(info.run, sink)
             client.send(m.Attach(client.next_id(), info.run, take=take)).result()
             with interrupts_held(following):
                 if self._kernel != info.kernel:
@@ -305,15 +308,33 @@ class Exchange(Connection):
         cell: str = "",
         imports: frozenset[str] = frozenset(),
     ) -> Result:
+        safe, again = Safe(), False
         with self._lock:
-            try:
-                return self._exchange(code, prepare, frontend, count, kind, cell, imports)
-            except (_NotBegun, _NotLoaded):
-                pass
-            try:
-                return self._exchange(code, prepare, frontend, count, kind, cell, imports)
-            except _NotLoaded as error:
-                raise ChunkCorrupt(error.message, hint="Its disk may be broken.") from None
+            while True:
+                try:
+                    return self._tried(
+                        lambda again=again: self._exchange(  # type: ignore[misc]
+                            code, prepare, frontend, count, kind, cell, imports, safe, again
+                        )
+                    )
+                except (MachineLost, KernelDied) as error:
+                    if not error.by_accident or not safe.goes_on(self.request.recover):
+                        raise
+                    again = True
+                    content = {"name": "stderr", "text": marker(error, safe)}
+                    encoded = msgspec.json.encode(content)
+                    frontend.publish(m.Record(self._kernel, "", 0, "stream", encoded))
+
+    def _tried(self, exchange: Callable[[], Result]) -> Result:
+        """A run that could not begin, for its kernel or its variables were lost, is tried again."""
+        try:
+            return exchange()
+        except (_NotBegun, _NotLoaded):
+            pass
+        try:
+            return exchange()
+        except _NotLoaded as error:
+            raise ChunkCorrupt(error.message, hint="Its disk may be broken.") from None
 
     def _exchange(
         self,
@@ -324,6 +345,8 @@ class Exchange(Connection):
         kind: str,
         cell: str,
         imports: frozenset[str],
+        safe: Safe,
+        again: bool,
     ) -> Result:
         self._spending.cell = cell
         client, prepare = self._prepared(prepare, imports, frontend)
@@ -334,7 +357,7 @@ class Exchange(Connection):
             self._files.before_run(self.request, frontend)
         inputs = self._supply(client, prepare, frontend)
         run = Running(secrets.token_hex(4), portal(), frontend.publish)
-        client.listen(run.name, run.sink)
+        client.listen(run.name, self._safekeeping.sink(client, frontend, safe, run.sink))
         ledger_run = _new_number()
         began = time.monotonic()
         status = "lost"
@@ -344,7 +367,7 @@ class Exchange(Connection):
             try:
                 frontend.begun(run.name)
                 frontend.phase("running")
-                self._submit(client, run, code, inputs, count, frontend, ledger_run)
+                self._submit(client, run, code, inputs, count, frontend, ledger_run, again)
                 self._open_run(ledger_run, kind, cell)  # while the machine is at work
                 outcome = self._until_end(client, run, frontend, 0)
                 result = self._finish(client, outcome, self._local.apply, frontend.progress)
@@ -434,6 +457,7 @@ class Exchange(Connection):
         count: int,
         frontend: Frontend,
         ledger_run: int,
+        again: bool,
     ) -> None:
         request = m.Execute(
             client.next_id(),
@@ -446,6 +470,7 @@ class Exchange(Connection):
             notebook=self._notebook,
             ledger=ledger_run,
             **self._spending.of_run(),
+            again=again,
         )
         run.submitted(client.send(request))
 
@@ -494,7 +519,9 @@ class _NotLoaded(StoreError):
 def _ended(said: str, reason: str) -> MlinfraError:
     if reason.startswith(OF_BUDGET):
         return BudgetSpent(said, hint=_RAISE)
-    return MachineLost(said, hint="The next run starts another one and sends its variables.")
+    lost = MachineLost(said, hint="The next run starts another one and sends its variables.")
+    lost.by_accident = not by_design(reason)
+    return lost
 
 
 _RAISE = "Raise it on the cell or by %remote use to go on."

@@ -66,6 +66,11 @@ class Frontend(Protocol):
         """Which variables moved, and how many bytes over the link."""
         ...
 
+    def safe(self, name: str, step: int, at: float) -> None:
+        """A checkpoint has come here, or has been made here, at this time (Unix seconds). Called
+        in another thread than the caller's."""
+        ...
+
     def tick(self) -> None:
         """Called about once a second while a run goes on."""
         ...
@@ -129,6 +134,9 @@ class Console:
         """Not shown."""
 
     def moved(self, sent: list[str], received: list[str], up: int, down: int) -> None:
+        """Not shown."""
+
+    def safe(self, name: str, step: int, at: float) -> None:
         """Not shown."""
 
     def tick(self) -> None:

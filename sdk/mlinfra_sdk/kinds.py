@@ -52,6 +52,15 @@ def _environments() -> Iterable[str]:
     return ("mirror", "none", *(name for name in known if os.path.isfile(name)))
 
 
+_RECOVER = ("checkpoint", "always", "no")
+
+
+def _parse_recover(text: str) -> str:
+    if text.lower() not in _RECOVER:
+        raise ValueError(text)
+    return text.lower()
+
+
 def _parse_kernel(text: str) -> str:
     if text != "new":
         raise ValueError(text)
@@ -131,6 +140,7 @@ ENV = Kind(
     str,
     _environments,
 )
+RECOVER = Kind("checkpoint, always or no", _parse_recover, str, lambda: _RECOVER)
 KERNEL = Kind("new", _parse_kernel, str, lambda: ("new",))
 FLAG = Kind("yes or no", _parse_flag, lambda value: "yes" if value else "no", lambda: ("yes", "no"))
 PRICE = Kind(

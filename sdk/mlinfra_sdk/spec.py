@@ -33,6 +33,7 @@ from .kinds import (
     LIMIT,
     MONEY,
     PRICE,
+    RECOVER,
     RUN,
     SIZE,
     TARGET,
@@ -62,6 +63,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     time: float | None = None
     machine: str | None = None
     reconnect: float = 600.0
+    recover: str = "checkpoint"
     name: str = ""
     detach: bool = False
     background: bool = False
@@ -146,6 +148,13 @@ SETTINGS: Mapping[str, Setting] = {
             DURATION,
             "leave a cell to itself when its machine could not be reached for so long",
             "reconnect=10m",
+        ),
+        Setting(
+            "recover",
+            RECOVER,
+            "after its machine or kernel was lost, begin a cell again: from its checkpoint if it "
+            "has one, always, or not",
+            "recover=always",
         ),
         Setting("name", RUN, "name of this run, to find it again", "name=train", (CELL,)),
         Setting(

@@ -33,6 +33,8 @@ class Recorder:
         self.notes: list[str] = []
         self.details: list[str] = []
         self.progressed: list[tuple[int, int]] = []
+        self.steps: list[int] = []
+        """Those whose checkpoints were safe."""
         self.run = ""
 
     def publish(self, record: Record) -> None:
@@ -58,6 +60,9 @@ class Recorder:
 
     def moved(self, sent: list[str], received: list[str], up: int, down: int) -> None:
         pass
+
+    def safe(self, name: str, step: int, at: float) -> None:
+        self.steps.append(step)
 
     def tick(self) -> None:
         pass

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mlinfra_sdk.checkpoints.keep import Keep
 from mlinfra_sdk.checkpoints.manifest import Manifest
 from mlinfra_sdk.checkpoints.store import CheckpointStore
 
-Saved = Callable[[Manifest], None]
+Saved = Callable[[Manifest, Keep], None]
 Wanted = Callable[[CheckpointStore, str], None]
 
 _saved: list[Saved] = []
@@ -25,10 +26,10 @@ def connect(on_saved: Saved, on_wanted: Wanted) -> None:
     _wanted.append(on_wanted)
 
 
-def saved(manifest: Manifest) -> None:
-    """A checkpoint has been made."""
+def saved(manifest: Manifest, keep: Keep) -> None:
+    """A checkpoint has been made; ``keep`` says which ones stay."""
     for tell in _saved:
-        tell(manifest)
+        tell(manifest, keep)
 
 
 def wanted(store: CheckpointStore, name: str) -> None:

@@ -149,7 +149,7 @@ class Checkpointer:
             manifest = self.store.commit(manifest, self.keep)
             if self._mirror is not None:
                 self._mirror.push(manifest, self.store.chunks, self.keep)
-            announce.saved(manifest)
+            announce.saved(manifest, self.keep)
         except Exception as error:
             self._failed = error
             raise

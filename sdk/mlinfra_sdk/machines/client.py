@@ -1,6 +1,7 @@
 """The client of an agent: requests, records of runs, and chunks, over one link.
 
-Everything public may be called from any thread but the portal's own.
+Everything public may be called from any thread but the portal's own, except for coroutines, which
+belong there.
 """
 
 from __future__ import annotations
@@ -351,6 +352,19 @@ class AgentClient:
             f"The machine has lost {len(digests)} chunks of what is to be brought here.",
             hint="Its store was damaged or cleared; compute the values again.",
         )
+
+    async def bring(self, digests: list[bytes]) -> None:
+        """As :meth:`download`, in the portal's own loop."""
+        missing = await anyio.to_thread.run_sync(self._store.missing, digests)
+        if missing:
+            await self._download(missing, _Move(0, _unseen))
+
+    async def give(self, digests: list[bytes]) -> None:
+        """As :meth:`upload`, in the portal's own loop."""
+        request = m.Missing(self.next_id(), digests)
+        missing = m.decode_as(list[bytes], await self._ask_in_loop(request))
+        if missing:
+            await self._upload(missing, _Move(0, _unseen), self._store)
 
     async def _ask_in_loop(self, request: m.AnyRequest) -> bytes:
         future: concurrent.futures.Future[bytes] = concurrent.futures.Future()

@@ -24,6 +24,7 @@ import msgspec
 
 from mlinfra_sdk import paths
 from mlinfra_sdk._version import __version__
+from mlinfra_sdk.checkpoints.store import FOLDER_VARIABLE
 from mlinfra_sdk.errors import EnvironmentFailed, LinkClosed, MlinfraError, RequestError
 from mlinfra_sdk.link.frames import Channel
 from mlinfra_sdk.link.server import LinkServer, serve
@@ -36,6 +37,7 @@ from mlinfra_sdk.objects.store import ChunkStore
 from mlinfra_sdk.sources import VARIABLE
 from mlinfra_sdk.worker import activity, gpus, upkeep
 from mlinfra_sdk.worker import messages as m
+from mlinfra_sdk.worker.checkpoints import AgentCheckpoints
 from mlinfra_sdk.worker.datasets import Datasets
 from mlinfra_sdk.worker.environments import Environments
 from mlinfra_sdk.worker.files import Files
@@ -96,6 +98,7 @@ class Agent:
         self._followers: dict[LinkSession, anyio.abc.TaskGroup] = {}
         """Where the tasks of a client run that send it what it follows."""
         self._datasets = Datasets(folder, self.store, config, tasks, self.files)
+        self._checkpoints = AgentCheckpoints(folder, self.store)
         self._bulks: dict[LinkSession, Bulk] = {}
         self._fetches: dict[tuple[LinkSession, int], anyio.CancelScope] = {}
 
@@ -133,6 +136,8 @@ class Agent:
                 m.SHARED_VARIABLE: "1" if self._config.shared_fs else "0",
                 m.WORKSPACES_VARIABLE: "" if self._config.shared_fs else str(self.files.folder),
             }
+            if not self._config.shared_fs:
+                env[FOLDER_VARIABLE] = str(self._checkpoints.folder)
             kernel = KernelHost(name, self._sockets, env, self._tasks, self._publish)
             kernel.cwd = self._config.cwd
             self._kernels[name] = kernel
@@ -271,6 +276,8 @@ class Agent:
                 | m.FinishDataset()
             ):
                 return await self._datasets.do(request)
+            case m.PlaceCheckpoint():
+                await self._checkpoints.place(request.token, request.manifest)
             case m.Files():
                 return await self.files.answer(session, request.body)
             case m.Limit():
@@ -355,9 +362,7 @@ class Agent:
         if not request.detached:
             self._follow(run, session, 0, owns=True)
         try:
-            await kernel.execute(
-                request.run, request.code, request.inputs, request.count, request.allow_stdin
-            )
+            await kernel.execute(request)
         except MlinfraError:
             self.runs.collect(run)
             raise
@@ -432,6 +437,9 @@ class Agent:
         if it belongs to no run."""
         run = self.runs.get(record.parent)
         if run is None:
+            if record.msg_type == m.WANTED:
+                await self._checkpoints.asked(record.content, None)
+                return
             await self._tell(record)
             return
         if record.msg_type == m.BEGUN:
@@ -446,6 +454,8 @@ class Agent:
             usage = self.monitor.ended(record.parent)
             if usage is not None:
                 await run.publish(usage)
+        if record.msg_type == m.WANTED:
+            self._tasks.start_soon(self._checkpoints.asked, record.content, run)
         if record.msg_type == m.RESULT:
             upkeep.pin_outputs(self.store, run.info.run, run.journal.folder, record.buffers[0])
         await run.publish(record)

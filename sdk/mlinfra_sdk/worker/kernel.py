@@ -26,6 +26,7 @@ from ipykernel.utils import _async_in_context
 from traitlets.config import Config
 from zmq.eventloop.zmqstream import ZMQStream
 
+from mlinfra_sdk.checkpoints import announce
 from mlinfra_sdk.errors import ChunkCorrupt, ChunkMissing, MlinfraError
 from mlinfra_sdk.meters import Meter, meters, watch_tqdm
 from mlinfra_sdk.namespace import places
@@ -33,6 +34,7 @@ from mlinfra_sdk.namespace.delta import Inputs, Outputs
 from mlinfra_sdk.namespace.sync import WorkerNamespace
 from mlinfra_sdk.objects.store import ChunkStore
 from mlinfra_sdk.worker import ending, forks
+from mlinfra_sdk.worker.checkpoints import KernelCheckpoints
 from mlinfra_sdk.worker.interrupts import Interrupts
 from mlinfra_sdk.worker.messages import (
     ASKING,
@@ -72,6 +74,7 @@ class Job(msgspec.Struct):
     op: str
     count: int = 0
     arguments: list[str] = []
+    again: bool = False
     sent: float = 0.0
     """When the agent handed it over, by the monotonic clock."""
 
@@ -110,6 +113,9 @@ class WorkerKernel(IPythonKernel):
         if workspaces:
             places.set_base(workspaces)
         self._shell.events.register("post_run_cell", self._after_cell)
+        self._run: Any = {}
+        """The parent of what the present run publishes from other threads than the main one."""
+        KernelCheckpoints(self._publish_of_run)
 
     def start(self) -> None:
         """Also take the agent's requests from a socket of their own, in the main thread: the way
@@ -228,6 +234,8 @@ class WorkerKernel(IPythonKernel):
     ) -> tuple[dict[str, Any], Outputs]:
         self._shell.execution_count = job.count
         self._result = None
+        self._run = self.get_parent("shell")
+        announce.rerun(job.again)
         inputs, self._inputs = self._inputs, Inputs()
         warnings = self._modules.refresh()
         warnings += self._namespace.load(inputs) or ()
@@ -278,6 +286,19 @@ class WorkerKernel(IPythonKernel):
         session.send(self.iopub_socket, ASKING, {}, parent=parent, ident=self._topic(ASKING))
         text: str = super()._input_request(*args, **kwargs)
         return text
+
+    def _publish_of_run(self, kind: str, content: dict[str, Any], buffers: list[bytes]) -> None:
+        """Behind what the run has published; may be called in any thread."""
+        _flush()
+        session: Any = self.session
+        session.send(
+            self.iopub_socket,
+            kind,
+            content,
+            parent=self._run,
+            ident=self._topic(kind),
+            buffers=buffers,
+        )
 
     def _publish_result(self, content: dict[str, Any], outputs: Outputs) -> None:
         """On iopub, so that it comes after everything that the cell published."""

@@ -16,7 +16,6 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ from mlinfra_sdk.worker.messages import (
     INPUT,
     JOBS_VARIABLE,
     RESULT,
+    Execute,
     Record,
 )
 
@@ -87,7 +87,7 @@ class KernelHost:
         self._process: _Process | None = None
         self._evaluations: dict[str, _Waiter] = {}
         self._current: str | None = None
-        self._queue: deque[_Job] = deque()
+        self._queue: deque[Execute] = deque()
         self._evaluated = 0
         self._interrupted = 0.0
 
@@ -141,21 +141,20 @@ class KernelHost:
             await process.ended.wait()
             await self._died(reason, machine)
 
-    async def execute(self, run: str, code: str, inputs: bytes, count: int, stdin: bool) -> None:
+    async def execute(self, request: Execute) -> None:
         """Hand a cell to the kernel."""
         self._require()
-        self.running.add(run)
-        job = _Job(run, code, inputs, count, stdin)
+        self.running.add(request.run)
         if self._current is None:
-            await self._begin(job)
+            await self._begin(request)
         else:
-            self._queue.append(job)
+            self._queue.append(request)
 
-    async def _begin(self, job: _Job) -> None:
+    async def _begin(self, job: Execute) -> None:
         self._current = job.run
         await self._publish(Record(self.name, job.run, 0, BEGUN))
-        metadata = {"mlinfra": {"op": "cell", "count": job.count}}
-        await self._execute(job.run, job.code, metadata, [job.inputs], stdin=job.stdin)
+        metadata = {"mlinfra": {"op": "cell", "count": job.count, "again": job.again}}
+        await self._execute(job.run, job.code, metadata, [job.inputs], stdin=job.allow_stdin)
 
     async def withdraw(self, run: str) -> bool:
         """Take a run out of the queue; False if it does not wait there."""
@@ -264,11 +263,16 @@ class KernelHost:
             pumps.cancel_scope.cancel()
         process.close()
         if self._process is process:
-            await self._died(_explain(returncode))
+            await self._died(_explain(returncode), by_accident=returncode < 0)
         process.ended.set()
 
-    async def _died(self, reason: str, machine: str = "") -> None:
-        said = {"reason": reason, "generation": self.generation, "machine": machine}
+    async def _died(self, reason: str, machine: str = "", *, by_accident: bool = False) -> None:
+        said = {
+            "reason": reason,
+            "generation": self.generation,
+            "machine": machine,
+            "by_accident": by_accident,
+        }
         content = json.dumps(said).encode()
         for waiter in list(self._evaluations.values()):
             waiter.finish(Record(self.name, "", 0, DIED, content))
@@ -318,17 +322,6 @@ class KernelHost:
                     # If its process is gone by now, all that wait are about to be told.
                     with suppress(KernelDied):
                         await self._begin(self._queue.popleft())
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A cell to be run."""
-
-    run: str
-    code: str
-    inputs: bytes
-    count: int
-    stdin: bool
 
 
 class _Waiter:

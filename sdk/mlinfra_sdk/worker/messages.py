@@ -89,6 +89,8 @@ class Execute(Request):
     """The client's own number of the run, for whoever collects it."""
     detached: bool = False
     """Nobody follows the run from its beginning."""
+    again: bool = False
+    """It was cut off on another machine, or in another kernel."""
     paid: float | None = None
     """Seconds after its beginning at which it is stopped, for then ``budget`` is spent."""
     budget: str = ""
@@ -255,6 +257,14 @@ class FinishDataset(Request):
     files: list[Entry]
 
 
+class PlaceCheckpoint(Request):
+    """The answer to a :data:`WANTED` record's ``token``: an encoded manifest whose chunks have
+    come, or nothing if the client has none that is newer."""
+
+    token: str
+    manifest: bytes = b""
+
+
 class Files(Request):
     """An encoded message of :mod:`mlinfra_sdk.sync.messages` about a workspace, answered with what
     that says."""
@@ -333,6 +343,7 @@ AnyRequest = (
     | OfferFiles
     | WriteFiles
     | FinishDataset
+    | PlaceCheckpoint
     | Files
     | Limit
     | Pay
@@ -446,8 +457,8 @@ RESULT = "mlinfra_result"
 
 DIED = "mlinfra_died"
 """The end of a run without a result: content is ``{"reason": text}``, and the ``generation`` of the
-kernel's process if that has ended, and why the ``machine`` has if it did so with it; also sent
-without a run, to the kernel's client."""
+kernel's process if that has ended (``by_accident`` if nobody has ended it), and why the ``machine``
+has if it did so with it; also sent without a run, to the kernel's client."""
 
 LEFT = "mlinfra_left"
 """A client is sent nothing more of a run: content is ``{"reason": text}``."""
@@ -482,6 +493,14 @@ COUNT = "mlinfra_count"
 METERS = "mlinfra_meters"
 """A kernel's answer: content is
 ``{"meters": [...]}``, each a :class:`mlinfra_sdk.meters.Meter`."""
+
+CHECKPOINT = "mlinfra_checkpoint"
+"""A checkpoint is safe on the machine: content is ``worker.checkpoints.Saved``, the one buffer its
+manifest."""
+
+WANTED = "mlinfra_checkpoint_wanted"
+"""The kernel waits for a newer checkpoint, or word that there is none: content is
+``worker.checkpoints.Wanted``."""
 
 BEGUN = "mlinfra_begun"
 """A run that waited for others has been handed to the kernel; only the agent sees this."""

@@ -69,6 +69,11 @@ class Run:
         """The connected client that is going to collect the run."""
         return next((it.session for it in self._followers if it.owns and it.connected), None)
 
+    @property
+    def owned(self) -> bool:
+        """Whether somebody is going to collect the run, connected or not right now."""
+        return any(it.owns and it.active for it in self._followers)
+
     async def publish(self, record: m.Record) -> None:
         """Take a message of the kernel."""
         if self.collected:

@@ -40,6 +40,22 @@ class End(msgspec.Struct, frozen=True):
     reason: str
 
 
+_BY_DESIGN = (
+    "idle",
+    "its time",
+    "no client",
+    "its budget",
+    "stopped by",
+    "asked by",
+    "its directory",
+)
+
+
+def by_design(reason: str) -> bool:
+    """Whether a machine that ended for this reason was meant to end: by a limit, or its user."""
+    return reason.removeprefix("it was ").startswith(_BY_DESIGN)
+
+
 class Watchdog:
     """Counts towards the limits; ``busy()`` says whether work is going on, ``connected()``
     whether a client is there. Without ``folder``, the agent's directory, no client can find it."""

@@ -1,0 +1,169 @@
+"""Checkpoints leave the machine while a cell runs, which goes on from them on the next one."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from faulty import Client, Recorder, client, kernels, processes
+
+from mlinfra_sdk import paths
+from mlinfra_sdk.checkpoints.store import CheckpointStore
+from mlinfra_sdk.errors import KernelDied, MachineLost
+from mlinfra_sdk.objects.store import ChunkStore
+
+TRAIN = """
+import os, time
+import numpy as np
+import mlinfra_sdk
+
+generator = np.random.default_rng(0)
+weights, losses = np.zeros(200_000), []
+state = dict(generator=generator, weights=weights, losses=losses)
+for step in mlinfra_sdk.checkpoint({name!r}).loop(range(60), state=state, every=10):
+    while step == 45 and not os.path.exists({go!r}):
+        time.sleep(0.01)
+    weights += generator.normal(size=weights.shape)
+    losses.append(float(weights.sum()))
+    print(step)
+total = weights.sum()
+"""
+
+
+class Killer(Recorder):
+    """Does something once the checkpoint of step 40 is safe, then lets the cell go on."""
+
+    def __init__(self, go: Path, act: Callable[[], None]) -> None:
+        super().__init__()
+        self._go = go
+        self._act = act
+
+    def safe(self, name: str, step: int, at: float) -> None:
+        super().safe(name, step, at)
+        if step == 40 and not self._go.exists():
+            self._act()
+            self._go.touch()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("MLINFRA_HOME", str(folder / "home"))
+    (folder / "work").mkdir()
+    patch.chdir(folder / "work")
+    yield folder / "home"
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def far(home: Path) -> Iterator[Client]:
+    with client(isolate=True) as it:
+        yield it
+
+
+@pytest.fixture(scope="module")
+def whole(far: Client, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What an undisturbed run gives."""
+    go = tmp_path_factory.mktemp("go") / "go"
+    go.touch()
+    recorder = Recorder()
+    far.run(TRAIN.format(name="whole", go=str(go)), recorder).get()
+    assert recorder.text.split() == [str(step) for step in range(60)]
+    return dict(far.namespace)
+
+
+def saved(home: Path, name: str) -> list[int]:
+    store = CheckpointStore(paths.data_dir() / "checkpoints", ChunkStore(home / "store"))
+    return [it.step for it in store.history(name)]
+
+
+def lose_machine(home: Path) -> None:
+    """All at once, with its disk."""
+    for process in processes(home):
+        process.kill()
+    for folder in (home / "machines").iterdir():
+        shutil.rmtree(folder)
+
+
+def lose_kernel(home: Path) -> None:
+    for kernel in kernels(home):
+        kernel.kill()
+
+
+@pytest.mark.parametrize("kill", [lose_machine, lose_kernel])
+def test_a_lost_run_goes_on(
+    kill: Callable[[Path], None], far: Client, whole: dict[str, Any], home: Path, tmp_path: Path
+) -> None:
+    recorder = Killer(tmp_path / "go", lambda: kill(home))
+    machine = far.session.machine
+    code = TRAIN.format(name=kill.__name__, go=str(tmp_path / "go"))
+    far.run(code, recorder).get()
+    assert far.namespace["losses"] == whole["losses"]
+    assert (far.namespace["weights"] == whole["weights"]).all()
+    before, marked, after = recorder.text.partition("[The ")
+    line, _, rest = after.partition("]\n")
+    assert f"goes on from checkpoint {kill.__name__} #" in line
+    assert "(step 40)" in line and marked
+    shown = [int(word) for word in before.split()]
+    assert shown == list(range(len(shown))) and len(shown) >= 40
+    assert [int(word) for word in rest.split() if word.isdigit()][-20:] == list(range(40, 60))
+    assert saved(home, kill.__name__)[-1] == 60
+    lost = far.session.machine
+    assert machine is not None and lost is not None
+    assert (machine.id == lost.id) == (kill is lose_kernel)
+
+
+def test_not_without_a_checkpoint_nor_against_the_users_will(
+    far: Client, whole: dict[str, Any], home: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(KernelDied, match="SIGKILL"):
+        far.run("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    request = far.session.request
+    far.session.request = msgspec.structs.replace(request, recover="no")
+    try:
+        with pytest.raises(MachineLost):
+            code = TRAIN.format(name="no", go=str(tmp_path / "go"))
+            far.run(code, Killer(tmp_path / "go", lambda: lose_machine(home)))
+    finally:
+        far.session.request = request
+    assert saved(home, "no") == [20, 30, 40]
+    # The same cell, by hand: on a new machine it goes on all the same.
+    recorder = Recorder()
+    far.run(code, recorder).get()
+    assert far.namespace["losses"] == whole["losses"]
+    assert "Going on from checkpoint no #" in recorder.text
+
+
+def test_what_is_always_begun_again_gives_up(far: Client, tmp_path: Path) -> None:
+    request = far.session.request
+    far.session.request = msgspec.structs.replace(request, recover="always")
+    count = tmp_path / "count"
+    code = f"open({str(count)!r}, 'a').write('x')\nimport os, signal\n"
+    try:
+        far.run(
+            f"{code}os.path.getsize({str(count)!r}) > 1 or os.kill(os.getpid(), signal.SIGKILL)"
+        ).get()
+        with pytest.raises(KernelDied):
+            far.run(f"{code}os.kill(os.getpid(), signal.SIGKILL)")
+    finally:
+        far.session.request = request
+    assert len(count.read_text()) == 2 + 4
+
+
+def test_the_end_of_the_machine_is_noticed(home: Path, tmp_path: Path) -> None:
+    """A fifth of its time before the end, a checkpoint is made that no rule asked for."""
+    code = (
+        "import time, mlinfra_sdk\nstate = dict(n=0)\n"
+        "for step in mlinfra_sdk.checkpoint('end').loop(range(10**6), state=state, every='1h'):\n"
+        "    state['n'] += 1\n    time.sleep(0.01)\n"
+    )
+    recorder = Recorder()
+    with client(isolate=True, time=6.0) as it, pytest.raises((MachineLost, KernelDied)):
+        it.run(code, recorder)
+    assert "A checkpoint has been saved at step" in recorder.text
+    assert recorder.steps and saved(home, "end") == recorder.steps
