@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import sys
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -18,6 +19,7 @@ from mlinfra_sdk.machines.ends import EXTENSION, in_words
 from mlinfra_sdk.machines.portal import portal
 from mlinfra_sdk.namespace.sync import RemoteValue
 from mlinfra_sdk.spec import Layer, Request, Resolved
+from mlinfra_sdk.units import format_size
 
 from . import completion, grammar, status
 from .cells import Cells, new_card, show_errors_once
@@ -223,6 +225,20 @@ class RemoteMagics:
         for session in self.sessions:
             session.refresh()
 
+    def after_cell(self, result: Any) -> None:
+        """A cell here may miss a file that is too large to have come from a machine: say so."""
+        error = getattr(result, "error_in_exec", None)
+        if not isinstance(error, FileNotFoundError) or not isinstance(error.filename, str):
+            return
+        for session in self.sessions:
+            size = session.stays_there(error.filename)
+            if size is not None and session.machine is not None:
+                print(
+                    f"{error.filename} ({format_size(size)}) lies on {session.machine.name}: "
+                    f"`%remote sync {error.filename}` brings it here.",
+                    file=sys.stderr,
+                )
+
     def machine_names(self) -> Iterable[str]:
         """For completion."""
         ledger = Ledger.open()
@@ -258,6 +274,7 @@ def load(shell: InteractiveShell) -> None:
     register(remote_cell, "cell", "remote")
     register(remote_line, "line", "remote")
     shell.events.register("pre_run_cell", magics.before_cell)
+    shell.events.register("post_run_cell", magics.after_cell)
     completion.install(shell, machines=magics.machine_names, pullable=magics.pullable)
     show_errors_once(shell)
     atexit.register(magics.sessions.close)

@@ -103,6 +103,11 @@ class Session(Exchange):
             self._connect(frontend)
             return self._files.sync(self.request, paths, frontend or Console(), delete=delete)
 
+    def stays_there(self, path: str) -> int | None:
+        """The size of a file of the notebook's folder that lies on the machine and not here, being
+        too large to come by itself; None for others. Asks nobody."""
+        return self._files.stays_there(path)
+
     def sync_preview(self) -> list[Move]:
         """What :meth:`sync` would do."""
         with self._lock:

@@ -126,6 +126,10 @@ class SessionFiles:
         fetch = {workspace.relative(name) for name in names}
         return workspace.sync(_progress(frontend), fetch=fetch, delete=delete)
 
+    def stays_there(self, path: str) -> int | None:
+        """The size of a file that lies on the machine only; None if that is not known."""
+        return self._workspace.stays_there(path) if self._workspace is not None else None
+
     def preview(self, request: Request) -> list[Move]:
         """What :meth:`sync` would do."""
         return self._require(request).preview()

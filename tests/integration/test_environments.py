@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -19,7 +21,12 @@ from faulty import Client, Recorder, agents, processes
 from live import until
 
 from mlinfra_sdk.errors import EnvironmentConflict, EnvironmentFailed, MlinfraError
+from mlinfra_sdk.machines.portal import portal
+from mlinfra_sdk.objects.store import ChunkStore
 from mlinfra_sdk.spec import Request
+from mlinfra_sdk.worker.environments import Environments
+from mlinfra_sdk.worker.recipe import Recipe
+from mlinfra_sdk.worker.uv import uv_binary
 
 Make = Callable[..., Client]
 
@@ -207,6 +214,46 @@ def test_requirements_files_decide(make: Make, tmp_path: Path) -> None:
     assert any("has changed: `%remote restart`" in note for note in noted.notes)
     with pytest.raises(EnvironmentFailed, match=r"six==1\.1\d\.0"):
         it.session.restart()
+
+
+def test_a_lock_file_decides(make: Make, tmp_path: Path) -> None:
+    minor = platform.python_version().rpartition(".")[0]
+    (tmp_path / "pyproject.toml").write_text(
+        f'[project]\nname = "locked"\nversion = "1"\nrequires-python = "=={minor}.*"\n'
+        'dependencies = ["six<1.17"]\n[dependency-groups]\ndev = ["sortedcontainers"]\n'
+    )
+    subprocess.run([uv_binary(), "lock", "--quiet"], cwd=tmp_path, check=True)
+    it = make(env=str(tmp_path / "uv.lock"))
+    assert value(it, "__import__('six').__version__") == "1.16.0"
+    assert "sortedcontainers" not in value(it, LISTED)
+
+
+def test_another_minor_version_of_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a client with another Python than the agent: uv finds one, or says what is missing."""
+    own = sys.version_info.minor
+    places = [Path("/usr/bin"), Path("/usr/local/bin"), Path.home() / ".local/bin"]
+    places += (Path.home() / ".pyenv/versions").glob("*/bin")
+    found = sorted(it for place in places for it in place.glob("python3.1[0-9]"))
+    others = [it for it in found if int(it.name.rpartition(".")[2]) != own]
+    environments = Environments(
+        tmp_path / "cache", tmp_path / "layers", ChunkStore(tmp_path / "store"), kernel="six"
+    )
+
+    def prepared(version: str) -> Path:
+        recipe = Recipe(version, ["six==1.16.0"])
+        made = portal().call(environments.prepare(recipe, tell=lambda text: None))
+        return environments.python(made.key)
+
+    with pytest.raises(EnvironmentFailed, match=r"Python 3\.99 cannot be had") as caught:
+        prepared("3.99")
+    assert "install Python 3.99 there" in caught.value.hint
+    if not others:
+        pytest.skip("there is no other Python here")
+    monkeypatch.setenv("PATH", f"{others[-1].parent}:{os.environ['PATH']}")
+    version = others[-1].name.removeprefix("python")
+    code = "import sys, six; print(*sys.version_info[:2], six.__version__)"
+    said = subprocess.run([prepared(version), "-c", code], capture_output=True, text=True)
+    assert said.stdout.split() == [*version.split("."), "1.16.0"]
 
 
 def test_wheels_are_sent_to_a_machine_without_an_index(

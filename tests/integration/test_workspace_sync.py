@@ -89,6 +89,10 @@ def test_the_sync_command(notebook: Notebook) -> None:
         "    _ = pathlib.Path(name).write_bytes(b'x' * size)"
     )
     assert (work / "small.txt").exists() and not (work / "big.bin").exists()
+    missed = notebook.fail("open('big.bin')")
+    assert "big.bin (5 kB) lies on" in missed.stderr
+    assert "`%remote sync big.bin` brings it here." in missed.stderr
+    assert notebook.fail("open('nowhere.bin')").stderr == ""
     notebook.run("%remote use isolate=yes eager_limit=1kB")
     (work / "a.txt").write_text("12")
     assert notebook.run("%remote sync --dry-run").stdout.splitlines() == [

@@ -16,12 +16,13 @@ from mlinfra_sdk.environment import builds, files
 from mlinfra_sdk.environment.indexes import configured_indexes
 from mlinfra_sdk.environment.installed import Sources, closure, optional
 from mlinfra_sdk.environment.mirror import Draft
-from mlinfra_sdk.errors import EnvironmentFailed, RequestError
+from mlinfra_sdk.errors import EnvironmentFailed, IndexUnreachable, RequestError
+from mlinfra_sdk.machines.portal import portal
 from mlinfra_sdk.namespace.analysis import cell_names
 from mlinfra_sdk.namespace.imports import imports_of, modules_of
 from mlinfra_sdk.objects.store import ChunkStore
 from mlinfra_sdk.worker.recipe import Platform, Recipe
-from mlinfra_sdk.worker.uv import redacted
+from mlinfra_sdk.worker.uv import redacted, run_uv
 from mlinfra_sdk.worker.versions import platform_here
 
 Install = Callable[..., Path]
@@ -254,6 +255,22 @@ def test_builds_follow_the_accelerator(install: Install, tmp_path: Path) -> None
     assert builds.torch_backend(gpu) == "auto"
     assert builds.torch_backend(Platform(LINUX)) == "cpu"
     assert builds.torch_backend(Platform(MAC)) == ""
+
+
+@pytest.mark.parametrize(("driver", "build"), [("550.144.03", r"cu12\d"), ("", "cpu")])
+def test_the_resolver_asks_for_the_build_that_fits_the_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver: str, build: str
+) -> None:
+    """PyTorch's own index is not asked, so that this is the same everywhere: what counts is which
+    one uv turns to for the backend that we name."""
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("UV_HTTP_RETRIES", "0")
+    monkeypatch.setenv("UV_CUDA_DRIVER_VERSION", driver)
+    (tmp_path / "torch.in").write_text("torch\n")
+    backend = builds.torch_backend(Platform(LINUX, [], "12.4" if driver else ""))
+    command = ["pip", "compile", "--no-cache", "--torch-backend", backend, "torch.in"]
+    with pytest.raises(IndexUnreachable, match=rf"https://download\.pytorch\.org/whl/{build}/"):
+        portal().call(run_uv(command, folder=tmp_path, tell=lambda line: None))
 
 
 def test_packages_from_version_control_are_asked_for_by_commit(

@@ -81,6 +81,16 @@ class Workspace(Carrier):
         with suppress(OSError):
             self._record.unlink()
 
+    def stays_there(self, path: str) -> int | None:
+        """The size of a file that lies on the machine and, as far as is known, not here."""
+        try:
+            below = self.relative(path)
+        except RequestError:
+            return None
+        entry = self._entries.get(below)
+        here = below in self._tree.known
+        return entry.size if entry is not None and entry.kind == FILE and not here else None
+
     def relative(self, path: str) -> bytes:
         """A path that the user wrote, relative to the root. Raises :class:`RequestError`."""
         absolute = os.path.normpath(os.path.join(os.getcwd(), os.path.expanduser(path)))
