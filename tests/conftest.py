@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,9 @@ import pytest
 
 if TYPE_CHECKING:
     from emulators.modal import Emulator
+
+# Sessions of tests start no sweeps beside them; those that are about sweeps do.
+os.environ["MLINFRA_SWEEP"] = "no"
 
 
 @pytest.fixture(scope="session")

@@ -91,6 +91,10 @@ def _dispatch(words: list[str]) -> int:
 
         layers = [*spec.configured(), _settings(options.settings)]
         return cli_quote.dispatch(options, spec.resolve(layers).request)
+    if options.command == "sweep":
+        from mlinfra_sdk import cli_sweep
+
+        return cli_sweep.dispatch(options)
     if options.command == "cost":
         from mlinfra_sdk import cli_cost
 
@@ -165,6 +169,7 @@ def _parser() -> argparse.ArgumentParser:
         "Exits with 1 if there is a problem.",
     )
     doctor.add_argument("--json", action="store_true", help="print JSON")
+    _add_sweep_command(commands)
     _add_cost_command(commands)
     _add_catalog_command(commands)
     _add_run_commands(commands)
@@ -186,6 +191,20 @@ def _add_catalog_command(commands: Any) -> None:
     found.add_argument("--json", action="store_true", help="print JSON")
 
 
+def _add_sweep_command(commands: Any) -> None:
+    sweep = commands.add_parser(
+        "sweep",
+        help="stop machines that nobody wants any more",
+        description="Ask all providers what runs. What this computer started and does not want is "
+        "stopped; what is gone is closed in the ledger; what was billed is recorded. Machines of "
+        "other computers of yours are shown. Sessions do the same when they start, at most every "
+        "ten minutes. Exits with 1 if something could not be stopped.",
+    )
+    sweep.add_argument("--dry-run", action="store_true", help="only show what would be done")
+    sweep.add_argument("--all", action="store_true", help="stop those of other computers, too")
+    sweep.add_argument("--json", action="store_true", help="print JSON")
+
+
 def _add_cost_command(commands: Any) -> None:
     cost = commands.add_parser(
         "cost",
@@ -197,6 +216,12 @@ def _add_cost_command(commands: Any) -> None:
         metavar="GROUP",
         default="day",
         help="day, notebook, machine, provider or run (default: day)",
+    )
+    cost.add_argument(
+        "--table",
+        metavar="TABLE",
+        help="the ledger's own entries instead: machines, runs, charges (bills), transfers or "
+        "measurements, as JSON or with --output",
     )
     cost.add_argument(
         "--since", metavar="WHEN", default="30d", help="a date or a duration ago (default: 30d)"

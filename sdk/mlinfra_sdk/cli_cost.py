@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import io
 import os
@@ -27,6 +28,7 @@ BASIS = (
     "billed: what providers' own billing says so far; `mlinfra sweep` asks them."
 )
 """What the figures are."""
+TABLES = ("machines", "runs", "charges", "transfers", "measurements")
 
 
 def dispatch(options: argparse.Namespace) -> int:
@@ -36,6 +38,8 @@ def dispatch(options: argparse.Namespace) -> int:
             f"--by {options.by} is not understood.{did_you_mean(options.by, GROUPS)}",
             hint=f"Accepted: {', '.join(GROUPS)}.",
         )
+    if options.table:
+        return _tables(options)
     since = moment(options.since)
     until = moment(options.until) if options.until else time.time()
     ledger = Ledger.open()
@@ -51,6 +55,35 @@ def dispatch(options: argparse.Namespace) -> int:
     else:
         show(rows)
     return 0
+
+
+def _tables(options: argparse.Namespace) -> int:
+    """The entries of a table of the ledger as they are."""
+    if options.table not in TABLES:
+        raise RequestError(
+            f"--table {options.table} is not understood.{did_you_mean(options.table, TABLES)}",
+            hint=f"Accepted: {', '.join(TABLES)}.",
+        )
+    with contextlib.closing(Ledger.open()) as ledger:
+        entries: list[Any] = getattr(ledger, options.table)()
+    rows = [_flat(msgspec.to_builtins(entry)) for entry in entries]
+    if options.output:
+        write(rows, Path(options.output))
+        print(f"{len(rows)} rows are in {options.output}.")
+    else:
+        print_json(rows)
+    return 0
+
+
+def _flat(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry without structure: ``price`` becomes ``price_micro_per_hour`` and so on."""
+    flat: dict[str, Any] = {}
+    for key, value in entry.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}_{name}": it for name, it in value.items()}
+        else:
+            flat[key] = value
+    return flat
 
 
 def moment(text: str) -> float:
@@ -118,14 +151,19 @@ def _plain(row: Row) -> dict[str, Any]:
 
 
 def export(rows: list[Row], path: Path) -> None:
-    """Write the rows into a file whose ending says how; it appears whole or not at all."""
+    """Write the rows of a report into a file; see :func:`write`."""
+    write([_plain(row) for row in rows], path)
+
+
+def write(rows: list[dict[str, Any]], path: Path) -> None:
+    """Write rows into a file whose ending says how; it appears whole or not at all."""
     form = _FORMS.get(path.suffix.lower())
     if form is None:
         raise RequestError(
             f"{path.name} does not say what kind of file it is to be.",
             hint=f"End its name in {', '.join(_FORMS)}.",
         )
-    content = form([_plain(row) for row in rows])
+    content = form(rows)
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
             try:

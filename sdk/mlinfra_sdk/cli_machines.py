@@ -35,7 +35,7 @@ def _status(as_json: bool) -> int:
         alive = _alive(ledger)
         month = time.mktime((*time.localtime()[:2], 1, 0, 0, 0, 0, 0, -1))
         cost = {machine.id: ledger.cost(machine.id).total for machine in alive}
-        this_month, total = ledger.cost(since=month).total, ledger.cost().total
+        this_month, total = ledger.costs(since=month).best.total, ledger.costs().best.total
         agents = ends.describe(alive)
     finally:
         ledger.close()

@@ -11,8 +11,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -32,12 +33,13 @@ from mlinfra_sdk.frontend import Console, Frontend
 from mlinfra_sdk.jobs import Background
 from mlinfra_sdk.ledger import Ledger
 from mlinfra_sdk.ledger.usage import measurements
-from mlinfra_sdk.machines import ends, lifecycle, versions
+from mlinfra_sdk.machines import ends, lifecycle, transfers, versions
 from mlinfra_sdk.machines.accelerators import checked
 from mlinfra_sdk.machines.client import AgentClient
 from mlinfra_sdk.machines.datasets import Placed
 from mlinfra_sdk.machines.lifecycle import LiveMachine
 from mlinfra_sdk.machines.portal import portal
+from mlinfra_sdk.machines.sweeper import sweeper
 from mlinfra_sdk.namespace.delta import Outputs
 from mlinfra_sdk.namespace.sync import LocalNamespace
 from mlinfra_sdk.objects.store import ChunkStore
@@ -289,8 +291,17 @@ class Connection:
             outputs = decode_outputs(client.ask(request, bytes))
             if not self._shared_store:
                 sizes = outputs.chunks()
-                client.download(list(sizes), sizes=sizes)
+                with self._recorded(client, "down", "value"):
+                    client.download(list(sizes), sizes=sizes)
             return outputs
+
+    def _recorded(
+        self, client: AgentClient, direction: Literal["up", "down"], what: str
+    ) -> AbstractContextManager[None]:
+        """Have the ledger know what moves in that context."""
+        if self._machine is None:
+            return contextlib.nullcontext()
+        return transfers.recorded(self.ledger, self._machine.id, client, direction, what)
 
     def need(self, modules: Iterable[str]) -> None:
         """Have the packages of these modules on the machine, which runs import unseen."""
@@ -303,6 +314,8 @@ class Connection:
         if death is not None:
             self._kernel_died(death)
         client = self._connect(frontend)
+        for text in sweeper.news():
+            frontend.note(text)
         if not self._generation:
             frontend.phase("start")
             if self._packages.active and not self._former:
@@ -394,6 +407,7 @@ class Connection:
         self._client, self._synced = client, machine.id
         self._shared_store = info.store == self._store.id
         self._former, self._generation = self._generation or self._former, 0
+        sweeper.start(self.ledger)
         self._files.connected(client, machine, shared=self._shares_files, sync=self.request.sync)
         if not again:
             self._local.forget("its machine has ended")

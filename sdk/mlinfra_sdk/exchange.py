@@ -401,15 +401,16 @@ class Exchange(Connection):
             frontend.phase("data")
             for path in sources.inside(request.data, files.root):
                 files.exclude(files.root / path)
-            self._placed.place(
-                client,
-                request.data,
-                frontend.progress,
-                files.root,
-                workspace=files.name if request.sync else "",
-                credentials=request.data_credentials,
-                in_place=self._shared_store,
-            )
+            with self._recorded(client, "up", "datasets"):
+                self._placed.place(
+                    client,
+                    request.data,
+                    frontend.progress,
+                    files.root,
+                    workspace=files.name if request.sync else "",
+                    credentials=request.data_credentials,
+                    in_place=self._shared_store,
+                )
 
     def _supply(
         self, client: AgentClient, prepare: Callable[[], Inputs], frontend: Frontend

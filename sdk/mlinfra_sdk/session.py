@@ -100,8 +100,9 @@ class Session(Exchange):
         themselves. ``paths`` are files or folders to be fetched, however large they are;
         ``delete`` confirms deletions in large numbers."""
         with self._lock:
-            self._connect(frontend)
-            return self._files.sync(self.request, paths, frontend or Console(), delete=delete)
+            client = self._connect(frontend)
+            with self._recorded(client, "down" if paths else "up", "files"):
+                return self._files.sync(self.request, paths, frontend or Console(), delete=delete)
 
     def stays_there(self, path: str) -> int | None:
         """The size of a file of the notebook's folder that lies on the machine and not here, being

@@ -41,9 +41,9 @@ def podman(*words: str) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def options(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Options]:
-    """An image without content: /usr and Python are this computer's."""
+def image() -> None:
+    """Make the image ``mlinfra-test``, which has no content: /usr and Python are this
+    computer's."""
     tree = io.BytesIO()
     with tarfile.open(fileobj=tree, mode="w") as tar:
         for name in ("bin", "sbin", "lib", "lib64"):
@@ -60,6 +60,12 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Options]:
         check=True,
         stdout=subprocess.DEVNULL,
     )
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Options]:
+    """A target with that image."""
+    image()
     home = tmp_path_factory.mktemp("container")
     (home / "volume").mkdir()
     python = sys.base_prefix

@@ -104,6 +104,9 @@ def test_a_local_folder(far: Client) -> None:
     far.run("1", recorder).get()
     assert "data" in recorder.phases and recorder.progressed[-1] == (10_000_101, 10_000_101)
     assert found(far, "images") == files
+    moved = far.session.ledger.transfers(far.session.machine.id)
+    assert {it.what for it in moved} == {"datasets"}
+    assert sum(it.bytes for it in moved) >= 10_000_000
     beside = far.run("open('images/b/c d.bin').read()").get()
     assert beside == "x" * 100, "also under its own path"
     far.run("open('images.txt', 'w').close()").get()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import time
@@ -13,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from mlinfra_sdk import cli_cost
+from mlinfra_sdk import cli, cli_cost
 from mlinfra_sdk.errors import RequestError
-from mlinfra_sdk.ledger import Ledger, Price
+from mlinfra_sdk.ledger import Ledger, Measurement, Price
 from mlinfra_sdk.ledger.report import GROUPS, IDLE, report
 
 PRICE = Price(3_600_000, "tests", "2026-01-01")  # 1000 micro-USD per second
@@ -177,3 +178,39 @@ def test_when(ledger: Ledger) -> None:
     assert abs(time.time() - cli_cost.moment("2h") - 7200) < 60
     with pytest.raises(RequestError, match="neither a date nor a duration"):
         cli_cost.moment("yesterday")
+
+
+def test_the_ledgers_own_entries_are_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLINFRA_HOME", str(tmp_path))
+    with contextlib.closing(Ledger.open()) as ledger:
+        add(ledger, "a", NOON, NOON + 100, [("x.ipynb", NOON, 50.0)], bill=130_000)
+        (run,) = ledger.runs()
+        ledger.measure(run.id, [Measurement(name="speed", value=2.5, unit="1/s")])
+        moved = ledger.open_transfer(run.machine_id, "up", "datasets")
+        ledger.close_transfer(moved, size=10**9, seconds=8.0)
+    expected = {
+        "machines": ("price_micro_per_hour", 3_600_000),
+        "runs": ("notebook", "x.ipynb"),
+        "charges": ("amount", 130_000),
+        "transfers": ("bytes", 10**9),
+        "measurements": ("value", 2.5),
+    }
+    assert tuple(expected) == cli_cost.TABLES
+    for table, (column, value) in expected.items():
+        for ending in ("csv", "json", "parquet"):
+            file = tmp_path / f"{table}.{ending}"
+            with pytest.raises(SystemExit, match="0"):
+                cli.main(["cost", "--table", table, "--output", str(file)])
+        with open(tmp_path / f"{table}.csv", newline="", encoding="utf-8") as text:
+            assert [row[column] for row in csv.DictReader(text)] == [str(value)]
+        assert [it[column] for it in json.loads((tmp_path / f"{table}.json").read_text())] == [
+            value
+        ]
+        (row,) = parquet.read_table(tmp_path / f"{table}.parquet").to_pylist()
+        assert row[column] == value
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["cost", "--table", "charge"])
+    assert "charges" in capsys.readouterr().err

@@ -19,15 +19,33 @@ _POLL = 0.02
 async def claimed(name: str) -> AsyncIterator[None]:
     """Wait until nobody else is in here for this name. A process that is killed leaves at once:
     the claim is a lock on a file, which ends with its holder."""
-    folder = paths.data_dir() / "claims"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    path = folder / name.replace("/", "_")
+    path = _path(name)
+    path.parent.mkdir(mode=0o700, exist_ok=True)
     fd = await _locked(path)
     try:
         yield
     finally:
         path.unlink()
         os.close(fd)
+
+
+def is_claimed(name: str) -> bool:
+    """Whether somebody is in there for this name now."""
+    try:
+        fd = os.open(_path(name), os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def _path(name: str) -> Path:
+    return paths.data_dir() / "claims" / name.replace("/", "_")
 
 
 async def _locked(path: Path) -> int:

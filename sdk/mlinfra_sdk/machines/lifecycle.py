@@ -12,13 +12,16 @@ import anyio.to_thread
 import msgspec
 
 from mlinfra_sdk import providers
-from mlinfra_sdk.errors import MlinfraError, NoCapacity, ProviderError
+from mlinfra_sdk.errors import LedgerError, MlinfraError, NoCapacity, ProviderError
 from mlinfra_sdk.ledger import Ledger, Machine, history
 from mlinfra_sdk.machines import budgets, consent, market
-from mlinfra_sdk.machines.claim import claimed
+from mlinfra_sdk.machines.claim import claimed, is_claimed
 from mlinfra_sdk.providers.base import Handle, Offer, Provider
 from mlinfra_sdk.spec import Gpu, Request
 from mlinfra_sdk.targets import AUTO
+
+_LAUNCHING = 60.0
+"""Seconds after an intent in which its launch is left alone in any case."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ async def _launch(
         gpu=gpu.name if gpu else "",
         gpu_count=gpu.count if gpu else 0,
     )
-    started = time.time()
+    started = await _begun_before(unfinished, ledger) or time.time()
     try:
         paid = budgets.share(ledger, _known(ledger, machine_id), request, purpose.notebook)
         if paid is not None:
@@ -143,16 +146,30 @@ async def _launch(
         handle = await provider.launch(offer, request, machine_id, previous)
     except BaseException as error:
         reason = "the launch was cancelled" if not isinstance(error, Exception) else str(error)
-        ledger.machine_stopped(machine_id, reason=reason[:500])
+        with suppress(LedgerError):
+            ledger.machine_stopped(machine_id, reason=reason[:500])
         if isinstance(error, OSError) and not isinstance(error, MlinfraError):
             raise ProviderError(f"on={request.on} could not start a machine: {error}.") from error
         raise
-    ledger.machine_started(machine_id, handle=handle.to_json(), at=started)
+    try:
+        ledger.machine_started(machine_id, handle=handle.to_json(), at=started)
+    except LedgerError:  # what nobody can find again must not go on
+        with anyio.CancelScope(shield=True):
+            await provider.stop(handle)
+        raise
     return LiveMachine(machine_id, name, request.on, provider, handle, offer)
 
 
 def _known(ledger: Ledger, machine_id: str) -> Machine:
     return next(it for it in ledger.machines(active=True) if it.id == machine_id)
+
+
+async def _begun_before(unfinished: str, ledger: Ledger) -> float | None:
+    """When the launch that is gone on with began, if it has come so far as to cost something."""
+    for known in ledger.machines(active=True):
+        if known.id == unfinished and await _find(known) is not None:
+            return known.intended_at
+    return None
 
 
 async def stop(machine: LiveMachine, ledger: Ledger, reason: str) -> None:
@@ -166,6 +183,8 @@ async def stop_known(known: Machine, ledger: Ledger, reason: str) -> None:
     handle = await _find(known)
     if handle is not None:
         await providers.of(handle).stop(handle)
+        if known.started_at is None:
+            ledger.machine_outlived(known.id, reason=reason)
     ledger.machine_stopped(known.id, reason=reason)
 
 
@@ -183,8 +202,7 @@ async def settle(ledger: Ledger) -> list[Machine]:
             alive.append(known)  # who could tell is not installed here, or does not answer
             continue
         if handle is None or provider is None:
-            # Another process may be launching it right now.
-            if time.time() - known.intended_at > 600:
+            if abandoned(known):
                 ledger.machine_stopped(known.id, reason="it never started")
             continue
         status = await provider.status(handle)
@@ -194,6 +212,11 @@ async def settle(ledger: Ledger) -> list[Machine]:
             ledger.machine_stopped(known.id, reason=status.reason, at=status.ended_at)
             await provider.stop(handle)
     return alive
+
+
+def abandoned(known: Machine) -> bool:
+    """Whether nobody is launching this machine any more, which was not confirmed to run."""
+    return abs(time.time() - known.intended_at) > _LAUNCHING and not is_claimed(known.name)
 
 
 async def with_runs(ledger: Ledger) -> list[Machine]:

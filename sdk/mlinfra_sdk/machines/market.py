@@ -69,7 +69,7 @@ async def offers(request: Request) -> Market:
     if request.target != AUTO:
         await ask(request.target, providers.load(request.target))
     else:
-        await _ask_all(targets.names(), ask, market)
+        await ask_all(targets.names(), ask, market)
     market.quotes.sort(key=lambda quote: _order(quote.offer, request.gpu))
     market.notes.sort()
     if not market.quotes:
@@ -98,11 +98,11 @@ async def refresh_rates(names: Iterable[str] = ()) -> tuple[dict[str, int], list
         store_live(provider.name, rates)
         counts[provider.name] = len(rates)
 
-    await _ask_all(chosen or targets.names(), ask, market)
+    await ask_all(chosen or targets.names(), ask, market)
     return counts, sorted([*market.notes, *market.missing] if chosen else market.notes)
 
 
-async def _ask_all(
+async def ask_all(
     names: Iterable[str], ask: Callable[[str, Provider], Awaitable[None]], market: Market
 ) -> None:
     """Ask all of these targets that are set up, at the same time."""

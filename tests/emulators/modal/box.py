@@ -92,16 +92,17 @@ class Box:
         volumes: Mapping[str, Volume],
         gpu: tuple[str, str] | None,
         has_uv: bool,
+        clock: Mapping[str, str],
         capacity: asyncio.Event,
     ) -> None:
         """Wait for a machine, run, and end. ``gpu`` is its name and memory as drivers say them,
-        ``has_uv`` whether the image has uv."""
+        ``has_uv`` whether the image has uv, ``clock`` an environment that changes the time."""
         try:
             scheduled = asyncio.create_task(self._schedule(capacity))
             await asyncio.wait((scheduled, self._end_asked), return_when=asyncio.FIRST_COMPLETED)
             scheduled.cancel()
             if not self._end_asked.done():
-                self._furnish(python, environment, volumes, gpu, has_uv)
+                self._furnish(python, environment, volumes, gpu, has_uv, clock)
                 await self._run()
             self.result = self._end_asked.result()
         finally:
@@ -120,6 +121,7 @@ class Box:
         volumes: Mapping[str, Volume],
         gpu: tuple[str, str] | None,
         has_uv: bool,
+        clock: Mapping[str, str],
     ) -> None:
         bin_folder, temporary = self.folder / "bin", self.folder / "tmp"
         for folder in (self.home, bin_folder, temporary):
@@ -145,6 +147,7 @@ class Box:
             "MODAL_SANDBOX_ID": self.id,
             "MODAL_TASK_ID": self.task_id,
             "PIP_NO_INDEX": "1",  # tests use no network
+            **clock,
             **{name: self._mapped(value) for name, value in environment.items()},
         }
 

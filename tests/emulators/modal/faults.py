@@ -15,6 +15,11 @@ class Faults:
     """Sandboxes are refused with this text (RESOURCE_EXHAUSTED)."""
     unavailable: dict[str, int] = field(default_factory=dict)
     """How often a method still answers UNAVAILABLE."""
+    disturbed: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """For a method how its calls go wrong (``before`` they are done, ``after``, or done ``twice``),
+    and how many still do."""
+    machine_clock: str = ""
+    """What libfaketime makes of the clock in sandboxes, such as ``+1h``."""
     expired: int = 0
     """How many calls of the command router still find their token expired."""
     start_delay: float = 0.0

@@ -81,6 +81,10 @@ class Emulator:
         """Sandboxes that have not ended, the newest last."""
         return [box for box in list(self._world.boxes.values()) if not box.ended.is_set()]
 
+    def all_boxes(self) -> list[Box]:
+        """Sandboxes, also those that have ended, the newest last."""
+        return list(self._world.boxes.values())
+
     def billed(self, key: str) -> float:
         """USD that all sandboxes of this tag have cost so far."""
         boxes = [box for box in list(self._world.boxes.values()) if key in box.tags.values()]
@@ -133,8 +137,10 @@ def emulator() -> Iterator[Emulator]:
         control = Control(world)
         server = Server(
             [
-                implement(ModalClientBase, control, calls, control.admit),
-                implement(TaskCommandRouterBase, Router(world), calls, lambda *_: None),
+                implement(ModalClientBase, control, calls, control.admit, world.disturbed),
+                implement(
+                    TaskCommandRouterBase, Router(world), calls, lambda *_: None, world.disturbed
+                ),
             ]
         )
         await world.blocks.start()

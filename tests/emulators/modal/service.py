@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from grpclib import GRPCError, Status
@@ -19,12 +20,17 @@ def streaming(method: T) -> T:
 
 
 def implement(
-    base: type, methods: object, calls: Counter[str], admit: Callable[[str, Any], None]
+    base: type,
+    methods: object,
+    calls: Counter[str],
+    admit: Callable[[str, Any], None],
+    disturbed: Callable[[str], str],
 ) -> Any:
     """An instance of the generated ``base`` that answers with ``methods``.
 
     Each takes the request and the metadata and returns the answer. ``admit`` sees every call
-    first and may refuse it.
+    first and may refuse it. ``disturbed`` says how a call goes wrong: ``before`` it is done,
+    ``after`` it, or ``twice`` is how often it is done; empty if it does not.
     """
 
     def answer(name: str) -> Any:
@@ -39,8 +45,17 @@ def implement(
             request = await stream.recv_message()
             if hasattr(method, "streaming"):
                 await method(request, metadata, stream)
-            else:
-                await stream.send_message(await method(request, metadata))
+                return
+            fault = disturbed(name)
+            if fault == "before":
+                raise GRPCError(Status.UNAVAILABLE, "it took too long, and was not done")
+            reply = await method(request, metadata)
+            if fault == "twice":  # the network delivers a call again
+                with suppress(GRPCError):
+                    await method(request, metadata)
+            if fault == "after":
+                raise GRPCError(Status.UNAVAILABLE, "it took too long, but was done")
+            await stream.send_message(reply)
 
         return handle
 

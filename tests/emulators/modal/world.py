@@ -63,6 +63,19 @@ RATES = {
 """USD per second of a GPU, of a core, and of a GiB. The real service's names are not known."""
 
 
+def faketime(clock: str) -> dict[str, str]:
+    """An environment in which programs see another time."""
+    found = sorted(Path("/usr").glob("lib*/**/faketime/libfaketime.so.1"))
+    if not found:
+        raise FileNotFoundError("libfaketime is not installed")
+    return {
+        "LD_PRELOAD": str(found[0]),
+        "FAKETIME": clock,
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "FAKETIME_DONT_RESET": "1",
+    }
+
+
 def refused(status: Status, text: str) -> GRPCError:
     """An answer that says no."""
     return GRPCError(status, text)
@@ -88,6 +101,14 @@ class World:
         self._folder = folder
         self._python = _make_python(folder / "image")
 
+    def disturbed(self, name: str) -> str:
+        """How the next call of this method goes wrong."""
+        fault, times = self.faults.disturbed.get(name, ("", 0))
+        if times <= 0:
+            return ""
+        self.faults.disturbed[name] = (fault, times - 1)
+        return fault
+
     def new_id(self, prefix: str) -> str:
         """A fresh id."""
         return f"{prefix}-{secrets.token_hex(11)}"
@@ -106,6 +127,11 @@ class World:
         image = self.images[image_id]
         below = [line for base in image.base_images for line in self.image_lines(base.image_id)]
         return below + list(image.dockerfile_commands)
+
+    def _clock(self) -> dict[str, str]:
+        if not self.faults.machine_clock:
+            return {}
+        return faketime(self.faults.machine_clock)
 
     def _check_image(self, image_id: str) -> None:
         if image_id not in self.images:
@@ -151,7 +177,9 @@ class World:
         has_uv = any("install" in line and "uv" in line.split() for line in lines)
         given = GPUS[self.faults.wrong_gpu or gpu] if gpu else None
         task = asyncio.create_task(
-            box.live(self._python, environment, volumes, given, has_uv, self.capacity)
+            box.live(
+                self._python, environment, volumes, given, has_uv, self._clock(), self.capacity
+            )
         )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
