@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import getpass
 import json
+import queue
+import shutil
 import sys
-from typing import TYPE_CHECKING, Any, Protocol
+import time
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 
 from mlinfra_sdk.machines.ends import notice
+from mlinfra_sdk.machines.portal import portal
+from mlinfra_sdk.providers.waiting import listening
 from mlinfra_sdk.worker.messages import ENDING, Record
 from mlinfra_sdk.worker.watchdog import End
 
 if TYPE_CHECKING:
     from mlinfra_sdk.machines.lifecycle import LiveMachine
+
+T = TypeVar("T")
 
 
 ASK = "Start it? [y/N] "
@@ -87,9 +95,12 @@ class Console:
 
     def __init__(self, show_result: bool = False) -> None:
         self._show_result = show_result
+        self._passing = False
+        """Whether a line stands in the terminal that goes with the next output."""
 
     def publish(self, record: Record) -> None:
         """Streams as they are, displays as their text."""
+        self.detail("")
         content: dict[str, Any] = json.loads(record.content)
         if record.msg_type == "stream":
             stream = sys.stderr if content["name"] == "stderr" else sys.stdout
@@ -106,6 +117,7 @@ class Console:
 
     def ask(self, prompt: str, password: bool) -> str:
         """From this process's terminal; the end of stdin is Ctrl-D, as Jupyter writes it."""
+        self.detail("")
         try:
             return getpass.getpass(prompt) if password else input(prompt)
         except EOFError:
@@ -128,7 +140,12 @@ class Console:
         """Not shown."""
 
     def detail(self, text: str) -> None:
-        """Not shown."""
+        """In a terminal, on a line that the next output replaces."""
+        if self._passing or (text and sys.stderr.isatty()):
+            shown = text[: shutil.get_terminal_size().columns - 1]
+            sys.stderr.write(f"\r\x1b[2K{shown}")
+            sys.stderr.flush()
+            self._passing = bool(text)
 
     def progress(self, done: int, total: int) -> None:
         """Not shown."""
@@ -144,4 +161,32 @@ class Console:
 
     def note(self, text: str) -> None:
         """On stderr."""
+        self.detail("")
         print(text, file=sys.stderr, flush=True)
+
+
+def shown_while_waiting(coroutine: Coroutine[Any, Any, T], frontend: Frontend) -> T:
+    """Run a coroutine in the background and show what it tells to wait for
+    (``providers/waiting.py``), in this thread. An interrupt cancels it."""
+    news: queue.SimpleQueue[str] = queue.SimpleQueue()
+    shown, drawn = "", time.monotonic()
+
+    def show() -> None:
+        nonlocal shown, drawn
+        latest = shown
+        while not news.empty():
+            latest = news.get()
+        if latest != shown:
+            frontend.detail(latest)
+        elif time.monotonic() - drawn > 1:
+            frontend.tick()
+        else:
+            return
+        shown, drawn = latest, time.monotonic()
+
+    with listening(news.put):
+        try:
+            return portal().call(coroutine, meanwhile=show)
+        finally:
+            if shown:
+                frontend.detail("")

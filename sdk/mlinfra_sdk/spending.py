@@ -8,12 +8,11 @@ from typing import Any, Protocol
 
 from mlinfra_sdk import units
 from mlinfra_sdk.errors import BudgetSpent
-from mlinfra_sdk.frontend import Frontend
+from mlinfra_sdk.frontend import Frontend, shown_while_waiting
 from mlinfra_sdk.ledger import Ledger
 from mlinfra_sdk.machines import budgets, consent, lifecycle
 from mlinfra_sdk.machines.client import AgentClient
 from mlinfra_sdk.machines.lifecycle import LiveMachine
-from mlinfra_sdk.machines.portal import portal
 from mlinfra_sdk.spec import Request
 from mlinfra_sdk.worker import messages as m
 from mlinfra_sdk.worker.watchdog import OF_BUDGET, End
@@ -60,7 +59,7 @@ class Spending:
         agreed: set[str] = set()
         while True:
             try:
-                return portal().call(
+                return shown_while_waiting(
                     lifecycle.acquire(
                         self._session.request,
                         name,
@@ -69,7 +68,8 @@ class Spending:
                         agreed=agreed,
                         notebook=self._notebook,
                         cell=self.cell,
-                    )
+                    ),
+                    frontend,
                 )
             except consent.Unconfirmed as waiting:
                 question = waiting.question

@@ -92,10 +92,13 @@ class Cluster:
             "MinJobAge=300",
             "InactiveLimit=0",
             "SwitchType=switch/none",
+            "PreemptType=preempt/partition_prio",
+            "PreemptMode=REQUEUE",
             f"NodeName={host} NodeAddr=127.0.0.1 CPUs={os.cpu_count()} RealMemory=4000"
             " Gres=gpu:a10:2",
             f"PartitionName=main Nodes={host} Default=YES MaxTime=1-00:00:00 State=UP"
-            " OverSubscribe=FORCE:4",
+            " OverSubscribe=FORCE:4 PriorityTier=1",
+            f"PartitionName=urgent Nodes={host} MaxTime=1-00:00:00 State=UP PriorityTier=2",
         )
         return "\n".join(lines) + "\n"
 

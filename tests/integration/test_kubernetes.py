@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from emulators.kubernetes import Emulator, Pod, emulator
-from live import until
+from live import opened, until
 
 from mlinfra_sdk import providers
 from mlinfra_sdk.catalog import parse_gpus
@@ -193,8 +194,30 @@ def test_what_a_launch_waits_for_is_told_and_it_can_be_given_up(
         until(lambda: cluster.objects() == [], "the pod to go", cluster.objects)
         cluster.heal()
         handle = portal().call(launched(provider(), "w1"))
-    assert "starting the worker" in told
+    wait_for("starting the worker at the pod mlinfra-w1")
     portal().call(provider().stop(handle))
+
+
+def test_the_card_shows_what_is_waited_for_until_an_interrupt(
+    cluster: Emulator, service: tuple[Emulator, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "notebook"
+    (folder / "config" / "mlinfra").mkdir(parents=True)
+    shutil.copy(service[1] / "config.toml", folder / "config" / "mlinfra")
+    cluster.hold_images()
+    with opened(folder) as notebook:
+        cell = notebook.start("%%remote on=pods\n1")
+
+        def drawn() -> list[str]:
+            texts = [str(card["content"]["data"]["text/plain"]) for card in cell.cards]
+            return [it for it in texts if it.startswith("Starting the machine: pulling image")]
+
+        notebook.wait(lambda: len(set(drawn())) > 2)  # its clock goes on
+        notebook.interrupt()
+        notebook.finish(cell)
+        assert cell.error[0] == "KeyboardInterrupt"
+        assert cluster.objects() == []
+        assert cell.cards[-1]["content"]["data"]["text/plain"].startswith("Interrupted")
 
 
 def test_a_cluster_without_room_is_given_up_after_a_while(

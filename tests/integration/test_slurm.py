@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -21,6 +21,7 @@ from mlinfra_sdk.ledger import Ledger
 from mlinfra_sdk.machines import lifecycle
 from mlinfra_sdk.machines.portal import portal
 from mlinfra_sdk.providers.slurm import Options, SlurmProvider, _seconds
+from mlinfra_sdk.providers.waiting import listening
 from mlinfra_sdk.session import Session
 from mlinfra_sdk.spec import Request
 
@@ -157,21 +158,50 @@ def test_a_gpu_that_is_not_there_in_fact_is_refused_and_nothing_is_left(cluster:
     assert jobs(cluster) == []
 
 
-def test_a_launch_that_waits_in_the_queue_can_be_given_up(cluster: Cluster) -> None:
-    blocker = cluster.command(
-        "sbatch", "--parsable", "--gres=gpu:a10:2", "--output=/dev/null", "--wrap=sleep 300"
-    ).strip()
-    until(lambda: jobs(cluster, "%i|%T") == [f"{blocker}|RUNNING"], "the other job")
+def test_a_launch_tells_its_place_in_the_queue_and_can_be_given_up(cluster: Cluster) -> None:
+    others = [
+        cluster.command("sbatch", "--parsable", "--output=/dev/null", *words).strip()
+        for words in (
+            ("--gres=gpu:a10:2", "--time=10", "--wrap=sleep 300"),
+            ("--gres=gpu:a10:2", "--time=5", "--wrap=true"),
+        )
+    ]
+    until(lambda: f"{others[0]}|RUNNING" in jobs(cluster, "%i|%T"), "the other job")
     provider = SlurmProvider()
     request = Request(on="slurm", gpu=parse_gpus("A10"))
     (offer,) = portal().call(provider.offers(request))
     assert offer.start_seconds > 5
-    launch = asyncio.run_coroutine_threadsafe(provider.launch(offer, request, "abc"), portal().loop)
-    until(lambda: len(jobs(cluster)) == 2, "our job")
+    told: list[str] = []
+    with listening(told.append):
+        launch = portal().submit(provider.launch(offer, request, "abc"))
+    place = re.compile(r"queued at Slurm, position 2 of 2 \(\w+\)(; Slurm expects .* 1\d min.*)?")
+    until(lambda: any(map(place.fullmatch, told)), "the place", lambda: str(told))
     launch.cancel()
-    until(lambda: jobs(cluster) == [blocker], "our job to go")
-    cluster.command("scancel", blocker)
-    until(lambda: not jobs(cluster), "the other job to go")
+    until(lambda: set(jobs(cluster)) == set(others), "our job to go", lambda: jobs(cluster))
+    cluster.command("scancel", *others)
+    until(lambda: not jobs(cluster), "the other jobs to go")
+
+
+def test_a_job_that_is_preempted_is_a_lost_machine_and_does_not_come_back(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """One of higher priority takes the whole node."""
+    with session() as it:
+        it.push(kept=41)
+        (job,) = jobs(cluster)
+        urgent = ["sbatch", "--parsable", "--partition=urgent", "--exclusive", "--wrap=sleep 60"]
+        other = ""
+
+        def preempt() -> None:
+            nonlocal other
+            other = cluster.command(*urgent, "--output=/dev/null").strip()
+
+        error = lost(it, preempt)
+        assert "Slurm gave its node to a job of higher priority" in error.message
+        assert job not in jobs(cluster)
+        cluster.command("scancel", other)
+        it.stop()
+    until(lambda: not jobs(cluster), "the jobs to go")
 
 
 def test_what_slurm_refuses_is_explained(cluster: Cluster) -> None:
@@ -190,6 +220,7 @@ async def launched(provider: SlurmProvider) -> object:
 def test_the_client_is_killed_and_another_process_goes_on(cluster: Cluster, tmp_path: Path) -> None:
     code = """
 import os, signal
+from mlinfra_sdk.providers.waiting import listening
 from mlinfra_sdk.session import Session
 from mlinfra_sdk.spec import Request
 it = Session(namespace={}, request=Request(on="slurm", machine="shared", sync=False, env="none"))

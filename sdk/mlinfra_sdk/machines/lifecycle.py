@@ -17,6 +17,7 @@ from mlinfra_sdk.ledger import Ledger, Machine, history
 from mlinfra_sdk.machines import budgets, consent, market
 from mlinfra_sdk.machines.claim import claimed, is_claimed
 from mlinfra_sdk.providers.base import Handle, Offer, Provider
+from mlinfra_sdk.providers.waiting import tell
 from mlinfra_sdk.spec import Gpu, Request
 from mlinfra_sdk.targets import AUTO
 
@@ -72,6 +73,7 @@ async def acquire(
                 return LiveMachine(known.id, name, known.provider, provider, handle, offer)
             ledger.machine_stopped(known.id, reason=status.reason, at=status.ended_at)
             await provider.stop(handle)
+        tell("asking what there is and what it costs")
         found = await market.offers(request)
         purpose = Purpose(name, agreed, notebook, cell)
         return await _launch_one(found, request, purpose, ledger, unfinished, say)

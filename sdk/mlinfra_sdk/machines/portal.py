@@ -13,6 +13,8 @@ import anyio
 
 T = TypeVar("T")
 
+_TICK = 0.2
+
 
 class Portal:
     """An event loop in a daemon thread, used from ordinary code.
@@ -36,9 +38,12 @@ class Portal:
         self._started.set()
         await anyio.sleep_forever()
 
-    def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+    def call(
+        self, coroutine: Coroutine[Any, Any, T], meanwhile: Callable[[], None] | None = None
+    ) -> T:
         """Run a coroutine to its end. An interrupt cancels it and waits until it has cleaned up
-        (what was launched for it costs until then); a second one does not wait."""
+        (what was launched for it costs until then); a second one does not wait. ``meanwhile`` is
+        called here several times a second."""
         ended = threading.Event()
         tasks: list[asyncio.Task[T]] = []
 
@@ -48,7 +53,9 @@ class Portal:
 
         self.loop.call_soon_threadsafe(begin)
         try:
-            ended.wait()
+            while not ended.wait(_TICK if meanwhile is not None else None):
+                assert meanwhile is not None
+                meanwhile()
         except BaseException:
             self.loop.call_soon_threadsafe(lambda: tasks[0].cancel())
             ended.wait()

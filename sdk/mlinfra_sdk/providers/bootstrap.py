@@ -33,6 +33,8 @@ from mlinfra_sdk.providers.remote import (
     result,
     set_home,
 )
+from mlinfra_sdk.providers.waiting import tell
+from mlinfra_sdk.units import format_size
 from mlinfra_sdk.worker.host import KEPT, Launch, Launched
 from mlinfra_sdk.worker.wheel import build_wheel
 
@@ -70,6 +72,7 @@ async def start(
     :class:`LinkError` when the machine cannot be reached), and leaves no agent behind then, or
     when it is cancelled.
     """
+    tell(f"starting the worker at {remote.where}")
     shipment = await anyio.to_thread.run_sync(_shipment)
     data = {"home": home, "python": ""}
     wire = await begun(remote, *_opening(shipment, home, python))
@@ -154,10 +157,12 @@ async def _until_ready(remote: Remote, wire: ExecWire, shipment: _Shipment) -> d
         word, _, rest = (await read_line(wire)).partition(" ")
         match word:
             case "wheel":
+                tell("installing the worker there, once for this version")
                 with suppress(LinkError):  # its last line says why
                     await wire.send([shipment.wheel])
             case "packages":
                 name, _, libc = rest.partition(" ")
+                tell("it has no index of packages: collecting them here")
                 with suppress(LinkError):
                     await _send_packages(wire, shipment, packages.Platform(name, libc))
             case "ready":
@@ -183,7 +188,10 @@ async def _send_packages(wire: Wire, shipment: _Shipment, platform: packages.Pla
                 packages.write_tree(wheel, platform, file)
 
         await anyio.to_thread.run_sync(write)
+        size = tree.stat().st_size
         with open(tree, "rb") as file:
-            await wire.send([f"{tree.stat().st_size}\n".encode()])
+            await wire.send([f"{size}\n".encode()])
             while chunk := await anyio.to_thread.run_sync(file.read, _CHUNK):
                 await wire.send([chunk])
+                share = f"{format_size(file.tell())} of {format_size(size)}"
+                tell(f"sending the worker's packages: {share}")

@@ -25,6 +25,7 @@ from mlinfra_sdk.ledger import Price
 from mlinfra_sdk.link.wire import ProcessWire, open_process
 from mlinfra_sdk.providers.base import Capabilities, Handle, Offer, Problem, Status
 from mlinfra_sdk.providers.remote import ExecProvider, Remote
+from mlinfra_sdk.providers.waiting import tell
 from mlinfra_sdk.spec import Request
 from mlinfra_sdk.worker import gpus, spawner
 
@@ -120,6 +121,7 @@ class ContainerProvider(ExecProvider):
         data = {"engine": self._engine, "name": f"mlinfra-{key}"}
         try:
             if await _state(data) != "running":
+                tell(f"starting a container of {self._options.image}, which is pulled if need be")
                 await _engine_must(data["engine"], *self._run(data["name"], key, request))
                 private = ["exec", data["name"], "chmod", "700", _HOME, _MACHINES]
                 await _engine_must(data["engine"], *private)

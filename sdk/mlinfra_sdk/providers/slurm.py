@@ -36,6 +36,7 @@ from mlinfra_sdk.providers.remote import (
 )
 from mlinfra_sdk.providers.ssh import Options as SshOptions
 from mlinfra_sdk.providers.ssh import SshProvider, SshRemote
+from mlinfra_sdk.providers.waiting import tell
 from mlinfra_sdk.spec import Request
 from mlinfra_sdk.worker import spawner
 
@@ -56,6 +57,8 @@ _ENDS = {
     "CANCELLED": "the job was cancelled",
     "DEADLINE": "its deadline in Slurm was reached",
 }
+_FORCED = frozenset(_ENDS) - {"CANCELLED"}
+"""Of these the agent knows at most that it was told to stop."""
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -252,10 +255,12 @@ class SlurmProvider(ExecProvider):
         if state in _WAITING or state in ("RUNNING", "SUSPENDED", "STOPPED"):
             return Status(True)
         told = await self._told(handle)
-        if told is not None and told.ended_at is not None:
+        ended_at = told.ended_at if told is not None else None
+        if told is not None and ended_at is not None and state not in _FORCED:
             return told
         words = _ENDS.get(state, f"the job ended as {state or 'unknown'}")
-        return Status(False, f"{words} ({reason})" if reason not in ("", "None") else words)
+        said = f"{words} ({reason})" if reason not in ("", "None") else words
+        return Status(False, said, ended_at)
 
     async def _told(self, handle: Handle) -> Status | None:
         login = _login(handle.data["host"])
@@ -317,12 +322,16 @@ async def _state(login: Remote, job: str) -> tuple[str, str]:
     if not text:
         text = " ".join(await shell(login, f"sacct -X -n -P -o State -j {job} 2>/dev/null || true"))
         return text.split(" ")[0], ""
-    found = dict(re.findall(r"\b(JobState|Reason)=(\S+)", text))
-    return found.get("JobState", ""), found.get("Reason", "")
+    found = dict(re.findall(r"\b(JobState|Reason|PreemptTime)=(\S+)", text))
+    state = found.get("JobState", "")
+    if state == "COMPLETING" and found.get("PreemptTime", "None") not in ("None", "N/A"):
+        state = "PREEMPTED"
+    return state, found.get("Reason", "")
 
 
 async def _until_running(login: Remote, job: str) -> None:
-    """Wait in the queue. Raises :class:`ProviderError` if the job ends there."""
+    """Wait in the queue, and tell the place in it. Raises :class:`ProviderError` if the job ends
+    there."""
     pause = 0.2
     while True:
         state, reason = await _state(login, job)
@@ -337,8 +346,33 @@ async def _until_running(login: Remote, job: str) -> None:
             raise ProviderError(
                 f"The Slurm job {job} can never start: {reason}.", hint="Ask for less by time=."
             )
+        tell(await _place_in_queue(login, job, reason) if state == "PENDING" else "the node boots")
         await anyio.sleep(pause)
         pause = min(pause * 1.5, 10)
+
+
+async def _place_in_queue(login: Remote, job: str, reason: str) -> str:
+    """``queued at Slurm, position 3 of 7 (Resources); Slurm expects it to start in 12 min``.
+
+    Jobs that wait in its partition are counted by priority, as far as this user may see them."""
+    lines = await shell(
+        login,
+        f"p=$(squeue --noheader --jobs={job} --format=%P); squeue --noheader --states=PENDING"
+        ' --partition="$p" --sort=-p,i --format=%A; echo -; squeue --noheader --start'
+        f" --jobs={job} --format=%S; echo -; date +%Y-%m-%dT%H:%M:%S",
+    )
+    if lines.count("-") != 2:
+        return f"queued at Slurm ({reason})"
+    cut = lines.index("-")
+    queue, start, now = lines[:cut], lines[cut + 1 : -2], lines[-1]
+    place = f", position {queue.index(job) + 1} of {len(queue)}" if job in queue else ""
+    why = f" ({reason})" if reason not in ("", "None") else ""
+    expected = ""
+    with suppress(ValueError, IndexError):  # N/A, as long as Slurm has not planned it
+        seconds = (datetime.fromisoformat(start[0]) - datetime.fromisoformat(now)).total_seconds()
+        if seconds > 0:
+            expected = f"; Slurm expects it to start in {units.format_duration(seconds)}"
+    return f"queued at Slurm{place}{why}{expected}"
 
 
 async def _cancel(login: Remote, job: str) -> None:

@@ -211,7 +211,6 @@ class KubernetesProvider(ExecProvider):
             with anyio.CancelScope(shield=True):
                 await _make(cluster, name, pod)
             await _until_running(cluster, name, patience)
-            tell("starting the worker")
             return await self.start_agent(
                 data,
                 request,
