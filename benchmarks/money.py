@@ -32,6 +32,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "integration")]
 LIMIT = 120.0
 """Seconds that a client may take, and a forgotten machine to end by itself."""
 TOLERANCE = 0.01
+LEASE = 4.0
 _CALLS = (
     "AppGetOrCreate",
     "ImageGetOrCreate",
@@ -166,6 +167,7 @@ class Life:
             "kills": self.kills,
             "machines": len(keys),
             "swept": swept,
+            "reasons": [reason for _, _, reason in found["machines"].values()],
             "ended_after": seconds,
             "bill": bill,
             "best": found["best"] / 1e6,
@@ -197,11 +199,23 @@ def killed(world: World, source: random.Random, number: int) -> dict[str, Any]:
 
 
 def left(world: World, source: random.Random, number: int) -> dict[str, Any]:
-    """kill -9 of the client while its machine runs; nobody sweeps, the machine ends by itself."""
+    """kill -9 of the client while its machine runs; nobody sweeps, the machine ends by `idle`."""
+    return _left_alone(Life(world, source, number), 1)
+
+
+def busy(world: World, source: random.Random, number: int) -> dict[str, Any]:
+    """kill -9 of the client in the middle of a cell; nobody sweeps, and the machine ends by its
+    lease although the cell goes on."""
     life = Life(world, source, number)
-    pid = life.start()
+    life.job["lease"] = LEASE
+    return _left_alone(life, 2)
+
+
+def _left_alone(life: Life, runs: int) -> dict[str, Any]:
+    """Kill a client after so many runs have begun, and see how its machine ends."""
+    source, pid = life.source, life.start()
     deadline = time.monotonic() + LIMIT
-    while not _has_run(life) and time.monotonic() < deadline:
+    while _runs(life) < runs and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(source.random() * 0.2)
     os.kill(pid, 9)
@@ -214,17 +228,17 @@ def left(world: World, source: random.Random, number: int) -> dict[str, Any]:
     return outcome
 
 
-def _has_run(life: Life) -> bool:
+def _runs(life: Life) -> int:
     import sqlite3
 
     path = life.home / "ledger.sqlite"
     if not path.exists():
-        return False
+        return 0
     try:
         with sqlite3.connect(path) as connection:
-            return bool(connection.execute("SELECT count(*) FROM runs").fetchone()[0])
+            return int(connection.execute("SELECT count(*) FROM runs").fetchone()[0])
     except sqlite3.OperationalError:
-        return False
+        return 0
 
 
 def calls(world: World, source: random.Random, number: int) -> dict[str, Any]:
@@ -319,7 +333,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     race,
     killed,
     full,
-    killed,
+    busy,
     left,
 )
 
@@ -378,13 +392,17 @@ def report(engine_name: str, found: list[dict[str, Any]], length: float, seconds
         cells = [name, " ".join(what.split()), len(mine), kills, machines, swept, bill]
         cells += [f"{best:.6f}", f"{estimate:.6f}", problems]
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    ends = [it["ended_after"] for it in found if it.get("ended_after") is not None]
-    if ends:
-        lines += [
-            "",
-            f"{len(ends)} machines that nobody stopped ended by themselves {min(ends):.1f} to "
-            f"{max(ends):.1f} s after their client's death, with `idle` at {_idle():g} s.",
-        ]
+    for name, limit in (("left", f"`idle` at {_idle():g} s"), ("busy", f"a lease of {LEASE:g} s")):
+        mine = [it for it in found if it["scenario"] == name and it.get("ended_after") is not None]
+        ends = [it["ended_after"] for it in mine]
+        if ends:
+            reasons = sorted({reason for it in mine for reason in it["reasons"]})
+            lines += [
+                "",
+                f"`{name}`: {len(ends)} machines that nobody stopped ended by themselves "
+                f"{min(ends):.1f} to {max(ends):.1f} s after their client's death, with {limit}. "
+                f"The ledger's reasons: {', '.join(reasons)}.",
+            ]
     for it in found:
         lines += [f"- seed {it['seed']} ({it['scenario']}): {text}" for text in it["problems"]]
     return "\n".join(lines) + "\n"

@@ -197,11 +197,13 @@ def _add_sweep_command(commands: Any) -> None:
         help="stop machines that nobody wants any more",
         description="Ask all providers what runs. What this computer started and does not want is "
         "stopped; what is gone is closed in the ledger; what was billed is recorded. Machines of "
-        "other computers of yours are shown. Sessions do the same when they start, at most every "
-        "ten minutes. Exits with 1 if something could not be stopped.",
+        "other computers that use the same accounts are shown. Sessions do the same when they "
+        "start, at most every ten minutes. Exits with 1 if something could not be stopped.",
     )
     sweep.add_argument("--dry-run", action="store_true", help="only show what would be done")
-    sweep.add_argument("--all", action="store_true", help="stop those of other computers, too")
+    sweep.add_argument(
+        "--all", action="store_true", help="stop those of other computers, too, whosever they are"
+    )
     sweep.add_argument("--json", action="store_true", help="print JSON")
 
 

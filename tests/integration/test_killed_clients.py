@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import pytest
 from engines import Modal
 
-from benchmarks.money import Scenario, World, calls, clocks, full, killed, left
+from benchmarks.money import Scenario, World, busy, calls, clocks, full, killed
 
 LENGTH = 5.0
 """About how many seconds a client lives that nobody disturbs."""
@@ -28,7 +28,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield World(engine, stack, tmp_path_factory.mktemp("money"), LENGTH)
 
 
-@pytest.mark.parametrize("scenario", [killed, calls, clocks, full, left])
+@pytest.mark.parametrize("scenario", [killed, calls, clocks, full, busy])
 def test_no_machine_and_no_charge_is_lost_or_doubled(world: World, scenario: Scenario) -> None:
     if scenario is clocks and not _can_fake_time():
         pytest.skip("libfaketime is not installed")

@@ -80,7 +80,7 @@ def test_another_computers_machine_is_shown_and_stopped_only_on_demand(
     with contextlib.closing(Ledger.open(tmp_path / "other.sqlite")) as mine:
         (found,) = swept(mine).findings
         assert (found.what, found.stopped) == ("elsewhere", False)
-        assert "another computer of yours" in str(found)
+        assert "another computer that uses this account" in str(found)
         assert running() == {theirs.id}
         (found,) = swept(mine, everywhere=True).findings
         assert found.stopped and running() == set()

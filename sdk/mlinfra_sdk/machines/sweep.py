@@ -1,7 +1,8 @@
 """Nothing left running: what providers have of ours is compared with what the ledger wants.
 
 A machine is ours by its id, which begins with the ledger's mark. One that carries another mark
-belongs to another computer of the user's, which may want it: it is only shown.
+belongs to another computer of the user's, or of somebody who shares the account, which may want
+it: it is only shown.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Finding(msgspec.Struct, frozen=True):
             case "gone":
                 return f"{name} on {self.target} had ended: {self.detail}."
             case "elsewhere" if not self.stopped:
-                return f"{name} on {self.target} runs for another computer of yours."
+                return f"{name} on {self.target} runs for another computer that uses this account."
             case _ if self.stopped:
                 return f"{name} on {self.target} ran on although {self.detail}; it is stopped."
         return f"{name} on {self.target} runs although {self.detail}."
