@@ -15,10 +15,16 @@ export default tseslint.config(
   },
   js.configs.recommended,
   {
-    files: ['labextension/src/**/*.ts'],
+    files: ['labextension/src/**/*.{ts,tsx}'],
     extends: [tseslint.configs.strictTypeChecked],
     languageOptions: {
       parserOptions: { projectService: true }
+    },
+    rules: {
+      '@typescript-eslint/restrict-template-expressions': [
+        'error',
+        { allowNumber: true }
+      ]
     }
   },
   {

@@ -23,8 +23,9 @@ Seconds = Annotated[float, msgspec.Meta(gt=0, le=31_536_000)]
 # -- questions -------------------------------------------------------------------------------------
 
 
-class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """No parameters."""
+class Nothing(msgspec.Struct, frozen=True):
+    """No parameters. Unknown ones are passed over in all queries: JupyterLab adds the time to keep
+    browsers from answering themselves."""
 
 
 class Cursor(msgspec.Struct, frozen=True):
@@ -167,7 +168,8 @@ class Spent(msgspec.Struct, kw_only=True):
 
 
 class State(msgspec.Struct, kw_only=True):
-    """All that goes on at the instant ``now``; ``ledger`` changes with every record."""
+    """All that goes on at the instant ``now``; ``ledger`` is another number after
+    each change of the ledger."""
 
     now: float
     ledger: int

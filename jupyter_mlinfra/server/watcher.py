@@ -47,6 +47,8 @@ class Watcher:
         self._task: asyncio.Task[None] | None = None
         self._settled = 0.0
         self._dirty = False
+        self._revision = 0
+        """Counts changes of the ledger, those by this process too, which have no new version."""
         self.latest = b""
         """The encoded state that pages were told last."""
         self.problem = ""
@@ -69,11 +71,9 @@ class Watcher:
         async with self._reading:
             ledger = self.ledger()
             books = self._books
-            if (
-                books is None
-                or books.version != ledger.version()
-                or time.time() - books.now > _REFRESH
-            ):
+            changed = books is None or books.version != ledger.version()
+            if books is None or changed or time.time() - books.now > _REFRESH:
+                self._revision += changed
                 books = self._books = await asyncio.to_thread(read, ledger)
         await self._close_ended(books)
         machines = by_id(books.machines)
@@ -84,7 +84,7 @@ class Watcher:
         running = [it for it in shown if it.state == "running"]
         return State(
             now=books.now,
-            ledger=books.version,
+            ledger=self._revision,
             machines=shown,
             runs=self.views.going_on(books, machines),
             spent=Spent(
@@ -110,7 +110,7 @@ class Watcher:
                         status=status,
                         seconds=info.ended - info.started,
                     )
-                    self._books = None  # this connection's own change has no new version
+                    self.touched()
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The encoded state now and after each change; empty when nothing has happened for some

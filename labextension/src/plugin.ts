@@ -1,6 +1,5 @@
 /** Runs in notebooks: the buttons on their cards, and notifications of their ends. */
 
-import type { ISharedNotebook } from '@jupyter/ydoc';
 import type {
   JupyterFrontEnd,
   JupyterFrontEndPlugin
@@ -8,7 +7,7 @@ import type {
 import { Notification, type ISessionContext } from '@jupyterlab/apputils';
 import { DocumentWidget } from '@jupyterlab/docregistry';
 import { IRenderMimeRegistry } from '@jupyterlab/rendermime';
-import { KernelMessage, type Kernel } from '@jupyterlab/services';
+import { KernelMessage } from '@jupyterlab/services';
 import {
   ITranslator,
   nullTranslator,
@@ -18,17 +17,9 @@ import type { Widget } from '@lumino/widgets';
 
 import { RunCard } from './card';
 import { factsOf, MIME_TYPE, type IFacts } from './facts';
+import { attach, execute, LOAD, type NotebookPanel } from './notebooks';
 import { Runs } from './runs';
 
-/** What is used here of a notebook's widget. */
-interface INotebook extends Widget {
-  readonly widgets: readonly Widget[];
-  activeCellIndex: number;
-}
-
-// The magics may not be there yet: the run is often of an earlier kernel.
-const LOAD =
-  "get_ipython().extension_manager.load_extension('jupyter_mlinfra')";
 const GONE = ['restarting', 'autorestarting', 'terminating', 'dead'];
 
 const plugin: JupyterFrontEndPlugin<void> = {
@@ -53,7 +44,9 @@ const plugin: JupyterFrontEndPlugin<void> = {
         new RunCard(options, runs, trans, async (action, card, run) => {
           const panel = panelOf(card);
           if (panel && action === 'attach') {
-            await attach(app, panel, card, run);
+            const cells = panel.content.widgets;
+            const at = cells.findIndex(it => it.node.contains(card.node));
+            await attach(app, panel, at + 1, run);
           } else if (panel) {
             await cancel(panel.context.sessionContext, run, trans);
           }
@@ -75,32 +68,12 @@ const plugin: JupyterFrontEndPlugin<void> = {
 
 export default plugin;
 
-function panelOf(card: Widget): DocumentWidget<INotebook> | null {
+function panelOf(card: Widget): NotebookPanel | null {
   let widget: Widget | null = card;
   while (widget && !(widget instanceof DocumentWidget)) {
     widget = widget.parent;
   }
-  return widget as DocumentWidget<INotebook> | null;
-}
-
-/** Runs `%remote attach` in a new cell below the card's. */
-async function attach(
-  app: JupyterFrontEnd,
-  panel: DocumentWidget<INotebook>,
-  card: Widget,
-  run: string
-): Promise<void> {
-  const { sharedModel } = panel.context.model;
-  const cells = panel.content.widgets;
-  const below = cells.findIndex(cell => cell.node.contains(card.node)) + 1;
-  void execute(panel.context.sessionContext, LOAD);
-  (sharedModel as ISharedNotebook).insertCell(below, {
-    cell_type: 'code',
-    source: `%remote attach ${run}`
-  });
-  app.shell.activateById(panel.id);
-  panel.content.activeCellIndex = below;
-  await app.commands.execute('notebook:run-cell');
+  return widget as NotebookPanel | null;
 }
 
 async function cancel(
@@ -117,21 +90,6 @@ async function cancel(
   } else {
     Notification.info(trans.__('%1 is cancelled.', run), { autoClose: 5000 });
   }
-}
-
-/** Runs code in a notebook's kernel beside its cells. */
-async function execute(
-  context: ISessionContext,
-  code: string
-): Promise<KernelMessage.IExecuteReplyMsg | undefined> {
-  const kernel: Kernel.IKernelConnection | null | undefined =
-    context.session?.kernel;
-  return kernel?.requestExecute({
-    code,
-    silent: true,
-    store_history: false,
-    stop_on_error: false
-  }).done;
 }
 
 /** Takes what a notebook's kernel tells of its runs. */

@@ -94,6 +94,22 @@ def jupyter(
         server.wait(30)
 
 
+@pytest.fixture
+def fresh_jupyter(tmp_path: Path) -> Iterator[Callable[[str], Browser]]:
+    """Start one whose user has never run anything."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start(app: str) -> Browser:
+        browser, server = _start(app, tmp_path)
+        running.append(server)
+        return browser
+
+    yield start
+    for server in running:
+        server.terminate()
+        server.wait(30)
+
+
 def _start(app: str, home: Path) -> tuple[Browser, subprocess.Popen[bytes]]:
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     folder = home / "work"

@@ -68,7 +68,8 @@ class Notebook {
     // A workspace of its own: no tab of another notebook is restored.
     const workspace = `lab/workspaces/${path.replace('.ipynb', '')}/tree`;
     const place = APP === 'lab' ? workspace : 'notebooks';
-    await this.page.goto(`${SERVER}${place}/${path}?token=${TOKEN}`);
+    this.url = `${SERVER}${place}/${path}?token=${TOKEN}`;
+    await this.page.goto(this.url);
     await this.page.locator('.jp-Notebook .jp-CodeCell').first().waitFor();
     await this.page.waitForFunction(() => {
       const { currentWidget } = globalThis.jupyterapp.shell;

@@ -1,0 +1,128 @@
+/** What the panels share: re-drawing with the state and with time, and small parts. */
+
+import { ReactWidget, type LabIcon } from '@jupyterlab/ui-components';
+import type { TranslationBundle } from '@jupyterlab/translation';
+import * as React from 'react';
+
+import type { Api } from './api';
+import type { IMachine, IRun, IState, IUsage } from './state';
+
+/** What panels let the user do. */
+export interface IActs {
+  stop(machine: IMachine): void;
+  extend(machine: IMachine): void;
+  logs(run: IRun): void;
+  attach(run: IRun): void;
+  cancel(run: IRun): void;
+  /** Puts a `%%remote` line on top of the active cell. */
+  use(gpu: string, on: string): void;
+  open(path: string): void;
+}
+
+export interface IPanelProps {
+  readonly api: Api;
+  readonly acts: IActs;
+  readonly trans: TranslationBundle;
+}
+
+/** A panel that is drawn by a React component. */
+export class PanelWidget extends ReactWidget {
+  constructor(
+    private readonly _component: React.FunctionComponent<IPanelProps>,
+    private readonly _props: IPanelProps
+  ) {
+    super();
+    this.addClass('mlinfra-panel');
+  }
+
+  protected override render(): React.JSX.Element {
+    return <this._component {...this._props} />;
+  }
+}
+
+/** The latest state, drawn again with each new one. */
+export function useLatest(api: Api): IState | null {
+  return React.useSyncExternalStore(
+    React.useCallback(
+      redraw => {
+        api.changed.connect(redraw);
+        return () => api.changed.disconnect(redraw);
+      },
+      [api]
+    ),
+    () => api.state
+  );
+}
+
+/** Unix time, drawn again every second while `ticking`. */
+export function useNow(ticking: boolean): number {
+  const [, tick] = React.useReducer((count: number) => count + 1, 0);
+  React.useEffect(() => {
+    const timer = ticking ? setInterval(tick, 1000) : undefined;
+    return () => {
+      clearInterval(timer);
+    };
+  }, [ticking]);
+  return Date.now() / 1000;
+}
+
+export function Action(props: {
+  icon: LabIcon;
+  label: string;
+  title: string;
+  onClick: () => void;
+}): React.JSX.Element {
+  return (
+    <button
+      type="button"
+      className="mlinfra-action"
+      title={props.title}
+      aria-label={props.title}
+      onClick={props.onClick}
+    >
+      <props.icon.react tag="span" width="14px" height="14px" />
+      {props.label}
+    </button>
+  );
+}
+
+/** What a newcomer can do about an empty list. */
+export function Empty(props: { children: React.ReactNode }): React.JSX.Element {
+  return <div className="mlinfra-empty">{props.children}</div>;
+}
+
+const WIDTH = 120;
+const HEIGHT = 24;
+
+/** The last minutes of a share between 0 and 1 as a line. */
+export function Sparkline(props: {
+  values: readonly number[];
+  label: string;
+}): React.JSX.Element {
+  const { values } = props;
+  const step = WIDTH / Math.max(values.length - 1, 1);
+  const points = values.map((value, index) => {
+    const y = (1 - Math.min(Math.max(value, 0), 1)) * (HEIGHT - 2) + 1;
+    return `${(index * step).toFixed(1)},${y.toFixed(1)}`;
+  });
+  return (
+    <svg
+      className="mlinfra-sparkline"
+      role="img"
+      aria-label={props.label}
+      viewBox={`0 0 ${WIDTH} ${HEIGHT}`}
+      preserveAspectRatio="none"
+    >
+      <polyline points={points.join(' ')} />
+    </svg>
+  );
+}
+
+/** How busy the machine's most wanted part was: its GPUs, else its processor; 0 to 1. */
+export function load(usage: IUsage): number {
+  const { gpus } = usage;
+  if (!gpus.length) {
+    return usage.cpu / 100;
+  }
+  return gpus.reduce((sum, gpu) => sum + gpu.busy, 0) / gpus.length / 100;
+}

@@ -1,0 +1,96 @@
+/** The side bar of test_panel.py, from a newcomer's view to a run that is cancelled there. */
+
+import assert from 'node:assert/strict';
+import { writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { withNotebook } from './lab.mjs';
+
+const { APP, FOLDER, NOTEBOOK } = process.env;
+const [SETUP, DETACHED, EMPTY] = Array(3).keys();
+
+await withNotebook(NOTEBOOK, async notebook => {
+  const { page } = notebook;
+  await notebook.command('jupyter-mlinfra:open-panel');
+  const side = page.locator('#jupyter-mlinfra-panel');
+  await side.getByText('No machine runs, and nothing costs.').waitFor();
+  const status = page.locator('.mlinfra-status');
+  if (APP === 'lab') {
+    await status.getByText('no machine · $0.00 today').waitFor();
+  }
+  await side.getByText('local', { exact: true }).waitFor();
+  await side.locator('.mlinfra-offers tbody tr').first().waitFor();
+  await notebook.screenshots(`panel-empty-${APP}`);
+
+  // What a newcomer is told can be done with one click.
+  await notebook.cell(EMPTY).locator('.jp-InputArea').click();
+  await side.getByRole('button', { name: 'Put it on top' }).click();
+  assert.equal(await source(notebook, EMPTY), '%%remote\nprint(6 * 7)');
+
+  await notebook.run(SETUP);
+  await notebook.run(DETACHED);
+  const run = side.locator('.mlinfra-item[data-status="running"]');
+  await run.getByText('train', { exact: true }).waitFor();
+  const machine = side.locator('.mlinfra-item[data-state="running"]').first();
+  await machine.getByText(/up \d+s/).waitFor();
+  await machine.locator('.mlinfra-sparkline').waitFor();
+  if (APP === 'lab') {
+    await status.getByText('1 machine · $0.00/h').waitFor();
+  }
+  await run.getByRole('button', { name: 'Show what train has' }).click();
+  const log = page.getByRole('log');
+  await log.getByText('begun').waitFor();
+  await notebook.screenshots(`panel-running-${APP}`);
+
+  if (APP === 'lab') {
+    await collect(notebook, run, log);
+  } else {
+    await run.getByRole('button', { name: 'Interrupt or discard' }).click();
+  }
+
+  // By the keyboard alone.
+  const stop = machine.getByRole('button', { name: 'Stop' });
+  await stop.focus();
+  await page.keyboard.press('Enter');
+  if (APP === 'notebook') {
+    // What is left of the run would be lost, so it is asked.
+    await page.locator('.jp-Dialog .jp-mod-warn').click();
+  }
+  await side.getByText('No machine runs, and nothing costs.').waitFor();
+  await side.locator('.mlinfra-past').first().waitFor();
+  await notebook.screenshots(`panel-after-${APP}`);
+});
+
+/** Another tab says the same within two seconds; the end of the run, and its collection. */
+async function collect(notebook, run, log) {
+  const { page } = notebook;
+  const other = await page.context().browser().newPage();
+  await other.goto(notebook.url);
+  await other.waitForFunction(() => globalThis.jupyterapp?.commands);
+  await other.evaluate(() =>
+    globalThis.jupyterapp.restored.then(() =>
+      globalThis.jupyterapp.commands.execute('jupyter-mlinfra:open-panel')
+    )
+  );
+  const there = other.locator('.mlinfra-item[data-status="running"]');
+  await there.waitFor({ state: 'attached' });
+  writeFileSync(join(FOLDER, 'go'), '');
+  await run.waitFor({ state: 'detached' });
+  await there.waitFor({ state: 'detached', timeout: 2000 });
+  await other.close();
+
+  await log.getByText('ended').first().waitFor();
+  const side = page.locator('#jupyter-mlinfra-panel');
+  const ended = side.locator('.mlinfra-item[data-status="done"]');
+  await ended.getByText('done, not collected').waitFor();
+  await ended.getByRole('button', { name: 'Bring train into' }).click();
+  await ended.waitFor({ state: 'detached' });
+  assert.equal(await source(notebook, DETACHED + 1), '%remote attach train');
+  await notebook
+    .output(DETACHED + 1)
+    .getByText('begun')
+    .waitFor();
+}
+
+async function source(notebook, index) {
+  return notebook.cell(index).locator('.cm-content').innerText();
+}
