@@ -447,7 +447,7 @@ class Connection:
         if not status.alive:
             self._machine = None
             self._disconnect("its machine has ended")
-            self.ledger.machine_stopped(machine.id, reason=status.reason, at=status.ended_at)
+            lifecycle.close_lost(self.ledger, machine, status)
             portal().call(machine.provider.stop(machine.handle))
             frontend.note(f"The machine {machine.name} had ended: {status.reason}.")
 

@@ -132,8 +132,14 @@ def _offer() -> Offer:
     return portal().call(LocalProvider().offers(PAID))[0]
 
 
-def test_what_is_gone_is_closed_with_the_time_at_which_it_ended(ledger: Ledger) -> None:
+@pytest.mark.parametrize("set_by", [0.0, -3600.0])
+def test_what_is_gone_is_closed_with_the_time_at_which_it_ended(
+    ledger: Ledger, set_by: float
+) -> None:
+    """Also if this computer's clock was set meanwhile: then its length is right."""
+    begun = time.time()
     it = machine(ledger)
+    ledger.machine_started(it.id, handle=it.handle.to_json(), at=begun + set_by)
     (agent,) = (
         process
         for process in psutil.process_iter(["cmdline"])
@@ -146,7 +152,10 @@ def test_what_is_gone_is_closed_with_the_time_at_which_it_ended(ledger: Ledger) 
     (found,) = swept(ledger).findings
     assert (found.what, found.key) == ("gone", it.id)
     (known,) = ledger.machines()
-    assert known.stopped_at == pytest.approx(ended, abs=0.6)
+    assert known.stopped_at is not None and known.started_at is not None
+    tolerance = 0.6 if not set_by else 2.5  # its launch does not count then
+    length = known.stopped_at - known.started_at
+    assert length == pytest.approx(ended - begun, abs=tolerance)
 
 
 def test_a_session_sweeps_when_it_starts_and_tells_with_a_later_run(

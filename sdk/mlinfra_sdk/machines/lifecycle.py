@@ -16,13 +16,16 @@ from mlinfra_sdk.errors import LedgerError, MlinfraError, NoCapacity, ProviderEr
 from mlinfra_sdk.ledger import Ledger, Machine, history
 from mlinfra_sdk.machines import budgets, consent, market
 from mlinfra_sdk.machines.claim import claimed, is_claimed
-from mlinfra_sdk.providers.base import Handle, Offer, Provider
+from mlinfra_sdk.providers.base import Handle, Offer, Provider, Status
 from mlinfra_sdk.providers.waiting import tell
 from mlinfra_sdk.spec import Gpu, Request
 from mlinfra_sdk.targets import AUTO
 
 _LAUNCHING = 60.0
 """Seconds after an intent in which its launch is left alone in any case."""
+
+_CLOCKS_DIFFER = 600.0
+"""Seconds that a launch is taken to last at most."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ async def acquire(
             if status.alive:
                 offer = _offer_of(known)
                 return LiveMachine(known.id, name, known.provider, provider, handle, offer)
-            ledger.machine_stopped(known.id, reason=status.reason, at=status.ended_at)
+            close_ended(ledger, known, status)
             await provider.stop(handle)
         tell("asking what there is and what it costs")
         found = await market.offers(request)
@@ -163,7 +166,12 @@ async def _launch(
 
 
 def _known(ledger: Ledger, machine_id: str) -> Machine:
-    return next(it for it in ledger.machines(active=True) if it.id == machine_id)
+    return next(it for it in ledger.machines() if it.id == machine_id)
+
+
+def close_lost(ledger: Ledger, machine: LiveMachine, status: Status) -> None:
+    """The same for a machine as this process knows it."""
+    close_ended(ledger, _known(ledger, machine.id), status)
 
 
 async def _begun_before(unfinished: str, ledger: Ledger) -> float | None:
@@ -172,6 +180,17 @@ async def _begun_before(unfinished: str, ledger: Ledger) -> float | None:
         if known.id == unfinished and await _find(known) is not None:
             return known.intended_at
     return None
+
+
+def close_ended(ledger: Ledger, known: Machine, status: Status) -> None:
+    """Close a machine that is gone, with the end that its provider or host tells. If that does not
+    go with how long it has lived, a clock was set meanwhile, and its own length counts."""
+    at = status.ended_at
+    if at is not None and status.seconds is not None and known.started_at is not None:
+        launched = at - known.started_at - status.seconds
+        if not -_CLOCKS_DIFFER < launched < _CLOCKS_DIFFER:
+            at = known.started_at + status.seconds
+    ledger.machine_stopped(known.id, reason=status.reason, at=at)
 
 
 async def stop(machine: LiveMachine, ledger: Ledger, reason: str) -> None:
@@ -211,7 +230,7 @@ async def settle(ledger: Ledger) -> list[Machine]:
         if status.alive:
             alive.append(known)
         else:
-            ledger.machine_stopped(known.id, reason=status.reason, at=status.ended_at)
+            close_ended(ledger, known, status)
             await provider.stop(handle)
     return alive
 

@@ -18,7 +18,7 @@ from mlinfra_sdk import providers, targets
 from mlinfra_sdk.errors import MlinfraError
 from mlinfra_sdk.ledger import Ledger, Machine, Price
 from mlinfra_sdk.machines import market
-from mlinfra_sdk.machines.lifecycle import abandoned
+from mlinfra_sdk.machines.lifecycle import abandoned, close_ended
 from mlinfra_sdk.machines.market import Market
 from mlinfra_sdk.providers.base import Handle, Provider
 
@@ -104,7 +104,7 @@ async def _gone(ledger: Ledger, known: Machine, *, stop: bool) -> list[Finding]:
     if status.alive:
         return []
     if stop:
-        ledger.machine_stopped(known.id, reason=status.reason, at=status.ended_at)
+        close_ended(ledger, known, status)
         with anyio.move_on_after(_STOPPING):
             await provider.stop(handle)
     return [Finding("gone", known.provider, known.id, known.name, True, status.reason)]

@@ -499,7 +499,7 @@ async def run(folder: Path, config: Config, announce: Callable[[], None]) -> str
         tasks.cancel_scope.cancel()
     if reason == _UNKNOWN and not any(agent.runs.listed()):
         shutil.rmtree(folder, ignore_errors=True)
-    record_end(folder, reason)
+    record_end(folder, reason, agent.watchdog.uptime)
     return reason
 
 

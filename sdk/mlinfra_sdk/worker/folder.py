@@ -51,10 +51,10 @@ def save_config(folder: Path, config: Config) -> None:
         file.write(msgspec.msgpack.encode(config))
 
 
-def record_end(folder: Path, reason: str) -> None:
-    """Write down why the agent has ended, and that it is now; as far as that is possible: the
-    folder may be gone, the disk full."""
-    record = msgspec.json.encode({"reason": reason, "at": time.time()})
+def record_end(folder: Path, reason: str, seconds: float) -> None:
+    """Write down why the agent has ended, that it is now, and after how many seconds; as far as
+    that is possible: the folder may be gone, the disk full."""
+    record = msgspec.json.encode({"reason": reason, "at": time.time(), "seconds": seconds})
     for path in (folder / ENDED, os.environ.get(LAST_WORDS)):
         if path:
             with suppress(OSError), open(path, "wb") as file:

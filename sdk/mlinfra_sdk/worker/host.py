@@ -47,12 +47,14 @@ _KEPT_PATIENCE = 60.0
 
 class Status(msgspec.Struct, frozen=True):
     """Whether a machine lives; ``reason`` says why it ended, ``ended_at`` when (Unix time). ``now``
-    is the clock of the host that tells, if that may be another one."""
+    is the clock of the host that tells, if that may be another one; ``seconds`` is how long the
+    machine has lived, by a clock that nobody sets."""
 
     alive: bool
     reason: str = ""
     ended_at: float | None = None
     now: float | None = None
+    seconds: float | None = None
 
     def here(self) -> Status:
         """The same by this computer's clock; hosts' clocks may be wrong by hours."""
@@ -68,7 +70,8 @@ def status(folder: Path) -> Status:
         return Status(True)
     with suppress(OSError, msgspec.DecodeError):
         ended = msgspec.json.decode((folder / ENDED).read_bytes())
-        return Status(False, str(ended["reason"]), float(ended["at"]), time.time())
+        reason, at, seconds = str(ended["reason"]), float(ended["at"]), ended.get("seconds")
+        return Status(False, reason, at, time.time(), seconds)
     return Status(False, "its process is gone")
 
 

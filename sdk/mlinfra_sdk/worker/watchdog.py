@@ -92,6 +92,11 @@ class Watchdog:
         return self._reason
 
     @property
+    def uptime(self) -> float:
+        """Seconds since the start, by a clock that nobody sets."""
+        return time.monotonic() - self._start
+
+    @property
     def idle_seconds(self) -> float:
         """Seconds since the last work."""
         return 0.0 if self._busy() else time.monotonic() - self._work

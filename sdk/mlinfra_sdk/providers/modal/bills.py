@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from mlinfra_sdk import units
-from mlinfra_sdk.providers.base import Bill
+from mlinfra_sdk.providers.base import Bill, Status
 from mlinfra_sdk.providers.modal.errors import translated
 
 if TYPE_CHECKING:
@@ -44,13 +44,13 @@ async def bill(tag: str, key: str, sandbox: str, started: float, stopped: float)
     return Bill(round(sum(row.cost for row in mine) * units.MICRO), SOURCE)
 
 
-async def ended_at(sandbox: Sandbox) -> float | None:
-    """When a sandbox that is over has ended, by this computer's clock; None if Modal does not
-    tell. Its statistics are experimental and may be late by minutes."""
+async def ended(sandbox: Sandbox, reason: str) -> Status:
+    """The status of a sandbox that is over, with its end by this computer's clock and its length
+    if Modal tells. Its statistics are experimental and may be late by minutes."""
     with contextlib.suppress(Exception), anyio.move_on_after(_ASK_SECONDS):
         stats = await sandbox._experimental_stats.aio()
         if stats.duration:
             # They end with Modal's present, which says how its clock differs from this one.
-            ago = stats.until - stats.since - stats.duration
-            return time.time() - max(0.0, ago.total_seconds())
-    return None
+            ago = max(0.0, (stats.until - stats.since - stats.duration).total_seconds())
+            return Status(False, reason, time.time() - ago, seconds=stats.duration.total_seconds())
+    return Status(False, reason)

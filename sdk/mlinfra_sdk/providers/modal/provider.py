@@ -233,7 +233,7 @@ class ModalProvider(ExecProvider):
         if code is None:
             return Status(True)
         reason = _EXITS.get(code, f"it ended with status {code}")
-        return Status(False, reason, await bills.ended_at(sandbox))
+        return await bills.ended(sandbox, reason)
 
     async def cost(self, handle: Handle, started: float, stopped: float) -> Bill | None:
         """By Modal's billing report, some hours after its end."""
