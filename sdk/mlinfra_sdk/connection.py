@@ -108,6 +108,8 @@ class Connection:
         self._local = self._new_namespace(shared_fs=False)
         self._shares_files = True
         """Whether the machine is this one, with the same folder and the same interpreter."""
+        self._batch = False
+        """Whether each run has a machine of its own (``Capabilities.channel``)."""
         self._packages = Packages(self._store)
         self._needed: set[str] = set()
         self._comms_passed = False
@@ -330,7 +332,8 @@ class Connection:
         return client
 
     def _choose_packages(self) -> None:
-        self._packages.mode = "none" if self._shares_files else self.request.env
+        here = self._shares_files or self._batch
+        self._packages.mode = "none" if here else self.request.env
         self._packages.credentials = self.request.index_credentials
 
     def _opening(self, client: AgentClient, kernel: str) -> m.OpenKernel:
@@ -386,6 +389,7 @@ class Connection:
             self._packages.warm_up()
         machine = self._spending.acquire(self._name, frontend)
         self._shares_files = machine.provider.capabilities.shared_fs and not self.request.isolate
+        self._batch = machine.provider.capabilities.channel == "batch"
         self._choose_packages()
         self._machine = machine  # from now on closing this session stops it
         lifetime.opened(self)
@@ -394,7 +398,9 @@ class Connection:
         info = client.ask(m.Describe(client.next_id()), m.AgentInfo)
         try:
             versions.check(machine.name, info, only_sdk=self._packages.active)
-            machine = self._machine = checked(machine, self.request.gpu, client, frontend.note)
+            if not self._batch:  # there each run's own machine is asked, when it begins
+                machine = checked(machine, self.request.gpu, client, frontend.note)
+                self._machine = machine
         except (VersionMismatch, WrongGpu) as error:
             client.close()
             lifetime.closed(self)
@@ -408,7 +414,8 @@ class Connection:
         self._shared_store = info.store == self._store.id
         self._former, self._generation = self._generation or self._former, 0
         sweeper.start(self.ledger)
-        self._files.connected(client, machine, shared=self._shares_files, sync=self.request.sync)
+        own_files = not (self._shares_files or self._batch)
+        self._files.connected(client, machine, shared=not own_files, sync=self.request.sync)
         if not again:
             self._local.forget("its machine has ended")
             self._kernel, self._former = "", 0

@@ -17,9 +17,9 @@ pytestmark = pytest.mark.timeout(300)
 
 
 @contextmanager
-def without_folder_for_machines(parent: Path) -> Iterator[None]:
+def without_folder_for_machines(parent: Path, name: str = "machines") -> Iterator[None]:
     """Nothing can be made where machines should lie, not even by root."""
-    machines, away = parent / "machines", parent / "away"
+    machines, away = parent / name, parent / "away"
     machines.mkdir(mode=0o700, parents=True, exist_ok=True)
     machines.rename(away)
     machines.touch()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -28,13 +28,16 @@ __all__ = [
 
 class Capabilities(msgspec.Struct, frozen=True):
     """What a backend can do. ``hard_stop`` says who ends a machine that everybody forgot:
-    ``provider``, ``host``, ``worker`` (the agent's own watchdog) or ``none``."""
+    ``provider``, ``host``, ``worker`` (the agent's own watchdog) or ``none``. ``channel`` says how
+    runs are reached: ``live``, or ``batch`` where a run is pushed with its variables to a machine
+    of its own, and comes back as a whole: neither files nor packages go along."""
 
     hard_stop: str
     shared_fs: bool = False
     rented: bool = True
     """Whether a machine costs what it costs because it was launched: one of the user's own, which
     runs anyway, is started without a question."""
+    channel: Literal["live", "batch"] = "live"
 
     @property
     def hard_stop_in_words(self) -> str:

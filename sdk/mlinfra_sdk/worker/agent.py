@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import platform
@@ -138,10 +139,20 @@ class Agent:
             }
             if not self._config.shared_fs:
                 env[FOLDER_VARIABLE] = str(self._checkpoints.folder)
-            kernel = KernelHost(name, self._sockets, env, self._tasks, self._publish)
+            kernel = self._new_host(name, env)
             kernel.cwd = self._config.cwd
             self._kernels[name] = kernel
         return kernel
+
+    def _new_host(self, name: str, env: dict[str, str]) -> KernelHost:
+        usual = (name, self._sockets, env, self._tasks, self._publish)
+        module, _, kind = self._config.host.partition(":")
+        if not module:
+            return KernelHost(*usual)
+        host: KernelHost = getattr(importlib.import_module(module), kind)(
+            *usual, self._config.host_options
+        )
+        return host
 
     async def close(self) -> None:
         """End all kernels."""

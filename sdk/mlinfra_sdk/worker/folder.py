@@ -37,6 +37,10 @@ class Config(msgspec.Struct):
     journal_limit: int = LIMIT
     prestart: bool = True
     """Whether the first kernel will have the agent's own packages, and can be started at once."""
+    host: str = ""
+    """``module:class`` of what runs cells in place of a :class:`KernelHost`, which it extends."""
+    host_options: str = ""
+    """The last argument of that class."""
 
 
 def load_config(folder: Path) -> Config:

@@ -1,0 +1,169 @@
+"""``on=kaggle``: Kaggle's own client against the emulator, which runs what is pushed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import numpy as np
+import pytest
+from emulators.kaggle import Emulator, emulator
+from emulators.kaggle.server import TOKEN
+from live import until
+from test_conformance import without_folder_for_machines
+
+from mlinfra_sdk import paths
+from mlinfra_sdk.catalog import Gpu, parse_gpus
+from mlinfra_sdk.doctor import provider_checks
+from mlinfra_sdk.errors import KernelDied, ProviderError, RequestError
+from mlinfra_sdk.namespace.analysis import cell_names
+from mlinfra_sdk.providers import tools
+from mlinfra_sdk.providers.base import Offer
+from mlinfra_sdk.providers.kaggle import KaggleProvider, Options
+from mlinfra_sdk.providers.kaggle.service import ADDRESS, TOOL
+from mlinfra_sdk.session import Session
+from mlinfra_sdk.spec import Request
+from mlinfra_sdk.testing import ProviderSuite
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of environments of clients, with Kaggle's client in it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLINFRA_HOME", str(tmp_path_factory.mktemp("client")))
+        patch.setenv("UV_PYTHON_DOWNLOADS", "never")
+        try:
+            return tools.python_of(TOOL).parents[2]
+        except ProviderError as error:
+            if "needs Python" in error.message:
+                pytest.skip(f"Kaggle's client cannot run here: {error.message}")
+            raise
+
+
+@pytest.fixture
+def service(client: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Emulator]:
+    """The service, and a user who has a token. Each test must leave nothing there."""
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    monkeypatch.setenv("MLINFRA_HOME", str(tmp_path / "user" / "mlinfra"))
+    (paths.cache_dir() / "tools").symlink_to(client)
+    access = tmp_path / "user" / ".kaggle" / "access_token"
+    access.parent.mkdir()
+    access.write_text(TOKEN)
+    for name in ("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    with emulator(tmp_path / "kaggle") as running:
+        monkeypatch.setenv(ADDRESS, running.url)
+        yield running
+        assert not running.kernels
+
+
+class TestKaggle(ProviderSuite):
+    on = "kaggle"
+    # More than a pushed script may be; results of 68 MB come back below.
+    test_large_values_arrive_unharmed_both_ways = None
+
+    @pytest.fixture(autouse=True)
+    @staticmethod
+    def _service(service: Emulator) -> None:
+        pass
+
+    @contextmanager
+    def broken(self) -> Iterator[None]:
+        with without_folder_for_machines(paths.data_dir(), "kaggle"):
+            yield
+
+
+def request(**values: Any) -> Request:
+    return Request(**{"on": "kaggle", "idle": 300.0, **values})
+
+
+def offers(gpu: str | None = None, **more: Any) -> list[Offer]:
+    wanted = request(gpu=parse_gpus(gpu) if gpu else None, **more)
+    found: list[Offer] = anyio.run(KaggleProvider().offers, wanted)
+    return found
+
+
+def test_cells_run_as_pushed_scripts(service: Emulator, capsys: pytest.CaptureFixture[str]) -> None:
+    scale, data = 3, np.arange(50_000.0)
+    namespace = {"scale": scale, "data": data, "log": []}
+    with Session(namespace=namespace, request=request(gpu=parse_gpus("T4"))) as session:
+        session.run(
+            "import os; data *= scale; log.append('ran'); big = data.repeat(170)\n"
+            "where = os.environ['KAGGLE_KERNEL_RUN_TYPE']; print('from over there')"
+        )
+        said = capsys.readouterr()
+        assert said.out == "from over there\n" and "27.5 hours of GPU are left" in said.err
+        assert session.namespace["data"] is data and data[-1] == 149_997
+        assert session.namespace["log"] == ["ran"] and session.namespace["where"] == "Batch"
+        assert len(session.namespace["big"]) == 8_500_000  # 68 MB: nothing stays behind
+        (pushed,) = service.pushed
+        assert pushed["machineShape"] == "NvidiaTeslaT4" and pushed["isPrivate"]
+        assert pushed["sessionTimeoutSeconds"] == 12 * 3600
+        # The next run has another kernel, and is sent what it needs; its error comes home.
+        service.unavailable = 2
+        with pytest.raises(ZeroDivisionError):
+            session.run("scale = scale + log.count('ran')\nscale / 0")
+        assert session.namespace["scale"] == 4
+        with pytest.raises(Exception, match="does not support input"):
+            session.run("input('name? ')")
+
+
+def test_an_interrupt_cancels_the_run(service: Emulator, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    with Session(namespace={}, request=request()) as session:
+
+        def interrupt() -> None:
+            until(begun.exists, "the run")
+            session.interrupt()
+
+        with ThreadPoolExecutor(1) as pool:
+            done = pool.submit(interrupt)
+            with pytest.raises(KernelDied, match="cancelled"):
+                session.run(f"import time; open({str(begun)!r}, 'w'); time.sleep(600)")
+            done.result()
+        until(lambda: not service.kernels, "the run to be gone")
+        # One that nobody follows goes on, and is brought back.
+        code = "answer = 6 * 7"
+        session.start(code, cell_names(code, session.namespace, code), count=1, label="later")
+        until(lambda: session.runs()[0].status == "done", "the run's end")
+        session.attach("later")
+        assert session.namespace["answer"] == 42
+        # What is stopped is ended there.
+        code = "import time; time.sleep(600)"
+        session.start(code, cell_names(code, session.namespace, code), count=2)
+        until(lambda: service.kernels, "the push")
+        session.stop()
+        assert not service.kernels
+
+
+def test_what_cannot_be(service: Emulator) -> None:
+    for gpu in ("P100", "A10", "T4:3"):
+        with pytest.raises(RequestError, match="Kaggle has no gpu=") as refused:
+            offers(gpu)
+        assert "P100 is retired" in refused.value.hint
+    (offer,) = offers("A10|T4:2")
+    assert offer.gpu == Gpu("T4", 2) and offer.price.micro_per_hour == 0
+    with pytest.raises(RequestError, match="does not reach Kaggle"):
+        offers(data=("s3://bucket/data",))
+    namespace = {"noise": np.random.default_rng(1).bytes(1_000_000)}
+    with Session(namespace=namespace, request=request()) as session:
+        with pytest.raises(RequestError, match="too much for Kaggle"):
+            session.run("len(noise)")
+        assert not service.pushed
+
+
+def test_doctor(service: Emulator) -> None:
+    (ready,) = provider_checks("kaggle")
+    assert ready.ok and "27.5 hours of GPU are left this week" in ready.detail
+    access = Path.home() / ".kaggle" / "access_token"
+    access.write_text("KGAT_of-another-world")
+    (refused,) = provider_checks("kaggle")
+    assert not refused.ok and "does not let you in" in refused.detail
+    access.unlink()
+    (none,) = provider_checks("kaggle")
+    assert not none.ok and "no login" in none.detail and "kaggle.com/settings" in none.mend
+    assert Options().internet
