@@ -143,7 +143,7 @@ def _facts(state: RunState, elapsed: float) -> list[str]:
     """What the line says after the phase."""
     place = f"{state.target} {state.gpu}".rstrip()
     facts = [place, format_duration(elapsed)]
-    if state.phase != "quote":
+    if state.phase not in ("quote", "confirm"):
         rate, spent = state.rate, state.spent(elapsed)
         hourly = f" ({format_usd(rate)}/h)" if rate else ""
         facts.append("price unknown" if spent is None else format_usd(spent) + hourly)

@@ -67,6 +67,8 @@ class RunState:
     note: str = ""
     stops: float | None = None
     """When the machine is going to stop if nothing more runs on it (Unix time)."""
+    ending: bool = False
+    """Whether that is near, and nobody may be looking at the cell."""
     readings: list[Reading] = field(default_factory=list)
     """What its machine did in the last seconds."""
     usage: RunUsage | None = None
@@ -152,6 +154,7 @@ class RunState:
             "sent": list(self.sent),
             "received": list(self.received),
             "stops": self.stops,
+            "ending": self.ending,
             "warnings": list(self.warnings),
             "note": self.note,
             "usage": msgspec.to_builtins(self.usage) if self.usage else None,

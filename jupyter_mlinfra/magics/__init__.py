@@ -15,9 +15,10 @@ from mlinfra_sdk.errors import MlinfraError
 from mlinfra_sdk.jobs import RunHandle
 from mlinfra_sdk.ledger import Ledger
 from mlinfra_sdk.machines import lifecycle
-from mlinfra_sdk.machines.ends import EXTENSION, in_words
+from mlinfra_sdk.machines.ends import in_words
 from mlinfra_sdk.machines.portal import portal
 from mlinfra_sdk.namespace.sync import RemoteValue
+from mlinfra_sdk.session import Session
 from mlinfra_sdk.spec import Layer, Request, Resolved
 from mlinfra_sdk.units import format_size
 
@@ -131,14 +132,22 @@ class RemoteMagics:
             ledger.close()
 
     def _extend(self, command: grammar.Command) -> None:
-        session = self.sessions.current
-        if session is None or session.machine is None:
+        name, seconds = grammar.extension(command.arguments)
+        session = next((it for it in self.sessions if _name_of(it) == name), None)
+        if not name:
+            session = self.sessions.current
+        if session is not None and session.machine is not None:
+            found = session.extend(seconds)
+            self.cells.extended(session, found)
+            print(f"{session.machine.name} stops {in_words(found, busy=False)[0]}.")
+        elif name:
+            ledger = Ledger.open()
+            try:
+                status.extend_named(ledger, name, seconds)
+            finally:
+                ledger.close()
+        else:
             print("This notebook has no machine; the next %%remote cell starts one.")
-            return
-        seconds = grammar.duration(command.arguments[0]) if command.arguments else EXTENSION
-        found = session.extend(seconds)
-        self.cells.extended(session, found)
-        print(f"{session.machine.name} stops {in_words(found, busy=False)[0]}.")
 
     def _restart(self, command: grammar.Command) -> None:
         session = self.sessions.current
@@ -252,6 +261,10 @@ class RemoteMagics:
         return [
             name for name, value in self.shell.user_ns.items() if isinstance(value, RemoteValue)
         ]
+
+
+def _name_of(session: Session) -> str:
+    return session.machine.name if session.machine is not None else ""
 
 
 def load(shell: InteractiveShell) -> None:

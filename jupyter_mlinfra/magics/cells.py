@@ -65,7 +65,10 @@ class Cells:
         frontend, card = self._latest.get(session, (Console(), None))
         if card is not None:
             card.stops = time.time() + end.seconds
+            card.ending = True
         frontend.note(notice(end))
+        if card is not None:
+            card.ending = False  # once is enough
 
     def extended(self, session: Session, ends: list[End]) -> None:
         """A machine's end was put off: its last card tells."""
@@ -206,7 +209,7 @@ def _finish(session: Session, frontend: Frontend, card: RunState | None, phase: 
         return
     if session.machine is not None:
         frontend.placed(session.machine)
-        end = session.next_end()
+        end = session.next_end() if phase != "lost" else None
         card.stops = time.time() + end.seconds if end is not None else None
     if card.phase != phase:
         card.enter(phase)

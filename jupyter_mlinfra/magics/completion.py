@@ -69,7 +69,7 @@ def complete(
         return _starting_with(word, SUBCOMMANDS)
     if earlier[0] in ("use", "quote"):
         return _setting(word, earlier[1:], NOTEBOOK, machines)
-    if earlier == ["stop"]:
+    if earlier in (["stop"], ["extend"]):
         return _starting_with(word, machines())
     if earlier[0] == "catalog":
         return _starting_with(word, ("--refresh",) if word.startswith("-") else catalog().names)

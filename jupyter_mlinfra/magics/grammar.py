@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mlinfra_sdk import spec, targets, units
 from mlinfra_sdk.catalog import catalog
 from mlinfra_sdk.errors import RequestError
 from mlinfra_sdk.ledger.report import GROUPS
+from mlinfra_sdk.machines.ends import EXTENSION
 from mlinfra_sdk.spec import CELL, NOTEBOOK, SETTINGS, Layer
 
 CELL_ORIGIN = "the %%remote line"
@@ -34,7 +35,7 @@ SUBCOMMANDS: Mapping[str, Subcommand] = {
     "machines": Subcommand("machines", "machines of yours that run, with their cost so far"),
     "stop": Subcommand("stop [MACHINE]", "stop this notebook's machine, or the one named"),
     "extend": Subcommand(
-        "extend [DURATION]", "keep this notebook's machine for 30m more though it is idle"
+        "extend [MACHINE] [DURATION]", "keep a machine for 30m more though it is idle"
     ),
     "restart": Subcommand("restart", "give this notebook a fresh remote kernel on its machine"),
     "pull": Subcommand("pull NAME ...", "fetch variables that stayed on the machine"),
@@ -108,9 +109,9 @@ def parse_command(line: str) -> Command:
 
 
 def _check_arguments(name: str, arguments: list[str]) -> None:
-    one = dict.fromkeys(("stop", "attach", "wait", "cancel", "cost", "extend"), 1)
+    one = dict.fromkeys(("stop", "attach", "wait", "cancel", "cost"), 1)
     any_number = dict.fromkeys(("pull", "sync"), len(arguments))
-    most = {**one, **any_number, "logs": 2, "catalog": 2}
+    most = {**one, **any_number, "logs": 2, "catalog": 2, "extend": 2}
     least = 1 if name in ("pull", "logs", "wait", "cancel") else 0
     usage = f"Write: %remote {SUBCOMMANDS[name].usage}"
     taken = most.get(name, 0)
@@ -123,29 +124,31 @@ def _check_arguments(name: str, arguments: list[str]) -> None:
     if len(arguments) < least:
         what = "variable" if name == "pull" else "run"
         raise RequestError(f"%remote {name} needs the name of a {what}.", hint=usage)
+    if name == "extend":
+        extension(arguments)
     for argument in arguments:
         if name == "sync" and argument.startswith("-") and argument not in SYNC_OPTIONS:
             raise RequestError(f"%remote sync does not know {argument!r}.", hint=usage)
         if name == "pull" and not argument.isidentifier():
             raise RequestError(f"%remote pull: {argument!r} is not a variable name.", hint=usage)
-        if name == "extend":
-            duration(argument)
         if name == "cost" and argument not in GROUPS:
             guess = spec.did_you_mean(argument, GROUPS)
             raise RequestError(f"%remote cost: {argument!r} is not understood.{guess}", hint=usage)
 
 
-def duration(text: str) -> float:
-    """Seconds of the argument of ``%remote extend``."""
-    try:
-        seconds = units.parse_duration(text)
-    except ValueError:
-        seconds = 0.0
-    if seconds <= 0:
-        raise RequestError(
-            f"%remote extend: {text!r} is no duration.", hint="Write %remote extend 30m"
-        )
-    return seconds
+def extension(words: Sequence[str]) -> tuple[str, float]:
+    """The machine that ``%remote extend`` names (empty: this notebook's), and seconds."""
+    name, seconds = "", EXTENSION
+    for word in words:
+        try:
+            seconds = units.parse_duration(word)
+        except ValueError:
+            if name:
+                raise RequestError(
+                    f"%remote extend: {word!r} is no duration.", hint="Write %remote extend 30m"
+                ) from None
+            name = word
+    return name, seconds
 
 
 def _words(line: str, origin: str) -> list[str]:

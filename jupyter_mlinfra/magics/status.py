@@ -118,6 +118,19 @@ def show_synced(report: Report) -> None:
 
 def stop_named(ledger: Ledger, name: str) -> None:
     """Stop a machine that another notebook, or an earlier one, has started."""
+    for machine in _named(ledger, name):
+        portal().call(lifecycle.stop_known(machine, ledger, "stopped by the user"))
+        print(f"{name} is stopped.")
+
+
+def extend_named(ledger: Ledger, name: str, seconds: float) -> None:
+    """Put the end of such a machine off."""
+    for machine in _named(ledger, name):
+        (line, *_) = ends.in_words(ends.extend(machine, seconds), busy=False)
+        print(f"{name} stops {line}.")
+
+
+def _named(ledger: Ledger, name: str) -> list[Machine]:
     alive = portal().call(lifecycle.settle(ledger))
     found = [machine for machine in alive if machine.name == name]
     if not found:
@@ -126,9 +139,7 @@ def stop_named(ledger: Ledger, name: str) -> None:
             f"No machine {name!r} runs.{did_you_mean(name, names)}",
             hint=f"Running: {', '.join(names) or 'none'}.",
         )
-    for machine in found:
-        portal().call(lifecycle.stop_known(machine, ledger, "stopped by the user"))
-        print(f"{name} is stopped.")
+    return found
 
 
 def show_catalog(arguments: tuple[str, ...]) -> None:

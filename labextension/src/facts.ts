@@ -6,6 +6,13 @@ export interface IFacts {
   /** What `%remote attach` calls the run; empty if it cannot be attached. */
   readonly run: string;
   readonly phase: string;
+  /** The name of the machine; empty if it has none yet. */
+  readonly machine: string;
+  /** When the machine stops if nothing more runs on it, in ms since the epoch. */
+  readonly stops: number | null;
+  /** Whether that is near, and nobody may be looking at the cell. */
+  readonly ending: boolean;
+  readonly note: string;
   /** Whether other cells can run while this one goes on. */
   readonly background: boolean;
   /** Whether the run has ended and nobody may be looking at its cell. */
@@ -24,13 +31,21 @@ export function factsOf(
   if (!facts) {
     return null;
   }
-  const { run, phase, background, notify } = facts;
+  const { run, phase, background, notify, machine, stops, note } = facts;
   return {
-    run: typeof run === 'string' && NAME.test(run) ? run : '',
+    run: nameOf(run),
     phase: String(phase),
+    machine: nameOf(machine),
+    stops: typeof stops === 'number' ? stops * 1000 : null,
+    ending: facts['ending'] === true,
+    note: typeof note === 'string' ? note : '',
     background: background === true,
     notify: notify === true
   };
+}
+
+function nameOf(value: unknown): string {
+  return typeof value === 'string' && NAME.test(value) ? value : '';
 }
 
 export function hasEnded(facts: IFacts): boolean {

@@ -41,14 +41,19 @@ const plugin: JupyterFrontEndPlugin<void> = {
       mimeTypes: [MIME_TYPE],
       defaultRank: 40, // before HTML
       createRenderer: options =>
-        new RunCard(options, runs, trans, async (action, card, run) => {
+        new RunCard(options, runs, trans, async (action, card, facts) => {
           const panel = panelOf(card);
-          if (panel && action === 'attach') {
+          if (action === 'start' || action === 'refuse') {
+            answer(card, action === 'start' ? 'yes' : 'no');
+          } else if (panel && action === 'attach') {
             const cells = panel.content.widgets;
             const at = cells.findIndex(it => it.node.contains(card.node));
-            await attach(app, panel, at + 1, run);
+            await attach(app, panel, at + 1, facts.run);
+          } else if (panel && action === 'extend') {
+            const { sessionContext } = panel.context;
+            await extend(sessionContext, facts.machine, trans);
           } else if (panel) {
-            await cancel(panel.context.sessionContext, run, trans);
+            await cancel(panel.context.sessionContext, facts.run, trans);
           }
         })
     });
@@ -58,7 +63,11 @@ const plugin: JupyterFrontEndPlugin<void> = {
         if (!known.has(context.sessionContext)) {
           known.add(context.sessionContext);
           listen(context.sessionContext, runs, facts => {
-            tell(facts, context.localPath, trans);
+            if (facts.ending) {
+              warn(facts, context.sessionContext, trans);
+            } else {
+              tell(facts, context.localPath, trans);
+            }
           });
         }
       }
@@ -74,6 +83,32 @@ function panelOf(card: Widget): NotebookPanel | null {
     widget = widget.parent;
   }
   return widget as NotebookPanel | null;
+}
+
+/** Types an answer into the line that the cell waits at, below its card. */
+function answer(card: Widget, text: string): void {
+  const cell = card.node.closest('.jp-Cell');
+  const input = cell?.querySelector<HTMLInputElement>('.jp-Stdin-input');
+  if (input) {
+    input.value = text;
+    const enter = { key: 'Enter', bubbles: true, cancelable: true };
+    input.dispatchEvent(new KeyboardEvent('keydown', enter));
+  }
+}
+
+/** Puts a machine's end off. */
+async function extend(
+  context: ISessionContext,
+  machine: string,
+  trans: TranslationBundle
+): Promise<void> {
+  const magic = `get_ipython().run_line_magic('remote', 'extend ${machine}')`;
+  const reply = await execute(context, `${LOAD}\n${magic}`);
+  if (!reply) {
+    Notification.error(trans.__('The notebook has no kernel.'));
+  } else if (reply.content.status === 'error') {
+    Notification.error(reply.content.evalue, { autoClose: 8000 });
+  }
 }
 
 async function cancel(
@@ -116,11 +151,30 @@ function listen(
       const facts = factsOf(message.content.data);
       if (facts) {
         runs.heard(kernel, facts);
-        if (facts.notify) {
+        if (facts.notify || facts.ending) {
           tellEnd(facts);
         }
       }
     }
+  });
+}
+
+/** Notifies of a machine's end, which one click puts off. */
+function warn(
+  facts: IFacts,
+  context: ISessionContext,
+  trans: TranslationBundle
+): void {
+  Notification.warning(facts.note, {
+    autoClose: false,
+    actions: [
+      {
+        label: trans.__('Extend'),
+        callback: () => {
+          void extend(context, facts.machine, trans);
+        }
+      }
+    ]
   });
 }
 

@@ -4,8 +4,15 @@ import { ISignal, Signal } from '@lumino/signaling';
 
 import { hasEnded, type IFacts } from './facts';
 
-/** A thing that a card offers to do with its run. */
-export type Action = 'attach' | 'cancel';
+/** A thing that a card offers to do with its run, or with its machine. */
+export type Action = 'attach' | 'cancel' | 'start' | 'refuse' | 'extend';
+
+/** The run that was last on a machine, and when that stops without another one. */
+interface ILatest {
+  readonly kernel: string;
+  readonly run: string;
+  readonly stops: number | null;
+}
 
 export class Runs {
   /** Emitted when what cards offer may have changed. */
@@ -15,6 +22,14 @@ export class Runs {
 
   /** Takes what a kernel has just published. */
   heard(kernel: string, facts: IFacts): void {
+    if (facts.machine) {
+      const { run, stops } = facts;
+      const before = this._machines.get(facts.machine);
+      this._machines.set(facts.machine, { kernel, run, stops });
+      if (before?.run !== run || before.stops !== stops) {
+        this._changed.emit(undefined);
+      }
+    }
     if (facts.run) {
       const before = this._latest.get(facts.run);
       this._latest.set(facts.run, { kernel, facts });
@@ -31,11 +46,43 @@ export class Runs {
         this._latest.delete(run);
       }
     }
+    for (const [machine, latest] of this._machines) {
+      if (latest.kernel === kernel) {
+        this._machines.set(machine, { kernel, run: '', stops: null });
+      }
+    }
     this._changed.emit(undefined);
+  }
+
+  /** Takes a card that was there before this page: no kernel has told of it. */
+  found(facts: IFacts): void {
+    const { machine, run, stops } = facts;
+    const latest = this._machines.get(machine);
+    const later = latest?.kernel === '' && (latest.stops ?? 0) < (stops ?? 0);
+    if (machine && stops && (!latest || later)) {
+      this._machines.set(machine, { kernel: '', run, stops });
+      this._changed.emit(undefined);
+    }
+  }
+
+  /** When a card's machine stops, if its run was the last one on it. */
+  stops(facts: IFacts): number | null {
+    const latest = this._machines.get(facts.machine);
+    return latest?.run === facts.run ? latest.stops : null;
   }
 
   /** What a card with these facts, which may be an old one, offers. */
   actions(facts: IFacts): readonly Action[] {
+    if (facts.phase === 'confirm') {
+      return ['start', 'refuse'];
+    }
+    if ((this.stops(facts) ?? 0) > Date.now()) {
+      return ['extend', ...this._ofRun(facts)];
+    }
+    return this._ofRun(facts);
+  }
+
+  private _ofRun(facts: IFacts): readonly Action[] {
     if (!facts.run || hasEnded(facts)) {
       return [];
     }
@@ -47,6 +94,7 @@ export class Runs {
     return latest.background && !hasEnded(latest) ? ['cancel'] : [];
   }
 
+  private _machines = new Map<string, ILatest>();
   private _latest = new Map<string, { kernel: string; facts: IFacts }>();
   private _changed = new Signal<this, undefined>(this);
 }

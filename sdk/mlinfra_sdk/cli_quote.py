@@ -40,6 +40,7 @@ def ask(request: Request) -> Market:
 
 def show(found: Market) -> None:
     """A table of the quotes, the one that would be taken first, and who has none."""
+    from rich.console import Group
     from rich.table import Table
 
     out = console()
@@ -48,12 +49,11 @@ def show(found: Market) -> None:
         table.add_column(name, justify="right" if name in ("USD/h", "10 minutes") else "left")
     for quote in found.quotes:
         table.add_row(*_row(quote))
-    out.print(table)
-    for note in found.notes:
-        out.print(note)
+    lines = [*found.notes]
     if found.missing:
         names = ", ".join(sorted({text.partition(": ")[0] for text in found.missing}))
-        out.print(f"Not set up: {names}. `mlinfra doctor` says how.")
+        lines.append(f"Not set up: {names}. `mlinfra doctor` says how.")
+    out.print(Group(table, *lines))  # one output in a notebook
 
 
 def _row(quote: Quote) -> tuple[str, ...]:

@@ -102,6 +102,8 @@ class Connection:
         self._ends: list[End] = []
         """What the machine has said of its ends, at the monotonic time ``_told``."""
         self._told = self._kept = 0.0
+        self._unattended = False
+        """Whether a detached run was started, and none attached since."""
         self._backgrounds: dict[str, Background] = {}
         self._shared_store = False
         self._placed = Placed()
@@ -154,8 +156,9 @@ class Connection:
             self._learn(client.ask(m.Describe(client.next_id()), m.AgentInfo).ends)
 
     def next_end(self) -> End | None:
-        """When the machine stops if nothing happens any more, as far as this side knows."""
-        if self._machine is None or self._client is None:
+        """When the machine stops if nothing happens any more, as far as this side knows; None
+        without a machine, or while something goes on there that nobody waits for."""
+        if self._machine is None or self.client is None or self._backgrounds or self._unattended:
             return None
         now = time.monotonic()
         idle = self.request.idle

@@ -135,6 +135,8 @@ class Exchange(Connection):
             self._open_run(ledger_run, "cell", cell)
             if background is not None:
                 self._backgrounds[run] = background
+            else:
+                self._unattended = True
             return RunHandle(self, run, label, background)
 
     def _prepared(
@@ -184,6 +186,7 @@ class Exchange(Connection):
             info = self._find_run(run)
             client = self._connect()
             following = Running(info.run, portal(), frontend.publish)
+            self._unattended = False
             frontend.begun(info.label or info.run)
             frontend.phase("running")
             background = self._backgrounds.pop(info.run, None)

@@ -49,6 +49,8 @@ class Spending:
         self._share: budgets.Share | None = None
         self._looked = 0.0
         """When that was asked for, by the monotonic clock."""
+        self._alone = False
+        """Whether something was started that goes on when nobody is connected."""
         self._terms: tuple[int | None, ...] = ()
         """The budgets that it was asked of."""
         self._warned: set[str] = set()
@@ -92,9 +94,10 @@ class Spending:
         fresh = terms == self._terms and time.monotonic() - self._looked < _FRESH
         if (self._share or self._limited) and (all_of_it or not fresh):
             self._terms = terms
-            self._pay(frontend, all_of_it)
+            self._alone |= all_of_it
+            self._pay(frontend)
 
-    def _pay(self, frontend: Frontend, all_of_it: bool = False) -> None:
+    def _pay(self, frontend: Frontend) -> None:
         session = self._session
         request, machine, client = session.request, session.machine, session.client
         if machine is None or client is None:
@@ -106,7 +109,7 @@ class Spending:
         if known is not None and self._limited:
             budgets.check_price(request, self._notebook, known.price, machine.target)
             self._share = budgets.share(
-                session.ledger, known, request, self._notebook, all_of_it=all_of_it
+                session.ledger, known, request, self._notebook, all_of_it=self._alone
             )
         if self._share is not None:
             client.send(m.Pay(client.next_id(), self._share.seconds, self._share.budget))

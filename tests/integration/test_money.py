@@ -90,8 +90,8 @@ def test_a_notebook_is_asked_above_the_limit(tmp_path: Path) -> None:
         assert refused.error[0] == "NotConfirmed" and "you said no" in refused.error[1]
         (card,) = [it for it in map(facts, refused.cards) if it["phase"] == "confirm"]
         assert card["note"] == (
-            "Start A10 on cheap at $8.00/h (cheap.example, 2026-11-25)? "
-            "That is more than $5.00/h (confirm=)."
+            "A10 on cheap at $8.00/h (cheap.example, 2026-11-25): $1.33 in 10 minutes; "
+            "it starts in about 30s. That is more than $5.00/h (confirm=)."
         )
         silent = notebook.fail("%%remote gpu=A10 on=cheap\n1", allow_stdin=False)
         assert "nobody can be asked here" in silent.error[1] and "--yes" in silent.error[1]

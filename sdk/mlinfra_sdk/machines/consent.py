@@ -24,16 +24,18 @@ HOW = (
 
 @dataclass(frozen=True)
 class Question:
-    """Whether to start what a quote offers. ``key`` stands for it, ``reason`` says why it is
-    asked; an answer about a target whose machines nothing ends is remembered."""
+    """Whether to start what a quote offers. ``said`` is its announcement, ``key`` stands for it,
+    ``reason`` says why it is asked; an answer about a target whose machines nothing ends is
+    remembered."""
 
     quote: Quote
+    said: str
     key: str
     reason: str
     remember: bool
 
     def __str__(self) -> str:
-        return f"Start {self.quote}? {self.reason}"
+        return f"{self.said} {self.reason}"
 
     def refused(self, why: str, hint: str = "") -> NotConfirmed:
         """The error that ends a launch."""
@@ -48,7 +50,7 @@ class Unconfirmed(Exception):
         self.question = question
 
 
-def check(quote: Quote, request: Request, agreed: Collection[str]) -> None:
+def check(quote: Quote, request: Request, agreed: Collection[str], said: str) -> None:
     """Raises :class:`Unconfirmed` if the user has to be asked before this is started: it costs more
     than ``confirm=``, or costs money and has no sure end, which is asked once for each target.
     ``agreed`` are the keys of questions that were answered with yes."""
@@ -67,7 +69,9 @@ def check(quote: Quote, request: Request, agreed: Collection[str]) -> None:
         reasons.append(f"If its worker fails, {capabilities.hard_stop_in_words}.")
         key = quote.target
     if reasons:
-        raise Unconfirmed(Question(quote, key, " ".join(reasons), remember=key == quote.target))
+        raise Unconfirmed(
+            Question(quote, said, key, " ".join(reasons), remember=key == quote.target)
+        )
 
 
 def keys(question: Question) -> set[str]:

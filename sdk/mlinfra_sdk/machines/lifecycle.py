@@ -106,10 +106,10 @@ async def _launch_one(
     for number, quote in enumerate(found.quotes):
         if number:
             said = f"{said} Now {quote}."
+        budgets.check_price(request, purpose.notebook, quote.offer.price, quote.target)
+        consent.check(quote, request, purpose.agreed, said)
         if said:
             await anyio.to_thread.run_sync(say, said)
-        consent.check(quote, request, purpose.agreed)
-        budgets.check_price(request, purpose.notebook, quote.offer.price, quote.target)
         chosen = msgspec.structs.replace(request, on=quote.target)
         try:
             return await _launch(quote.provider, quote.offer, chosen, purpose, ledger, unfinished)
