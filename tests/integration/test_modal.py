@@ -6,13 +6,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sqlite3
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,12 @@ from scripts import LIMIT, Place, place
 
 from mlinfra_sdk.catalog import Gpu, parse_gpus
 from mlinfra_sdk.errors import MachineLost, MlinfraError, ProviderError, RequestError
+from mlinfra_sdk.link.relay import MARKER
 from mlinfra_sdk.machines import lifecycle
 from mlinfra_sdk.machines.portal import portal
 from mlinfra_sdk.machines.reconcile import reconcile
 from mlinfra_sdk.providers.base import Handle, Offer
-from mlinfra_sdk.providers.modal import ModalProvider, Options
+from mlinfra_sdk.providers.modal import ModalProvider, Options, tunnel
 from mlinfra_sdk.session import Session
 from mlinfra_sdk.spec import Request
 from mlinfra_sdk.testing import ProviderSuite
@@ -106,12 +109,15 @@ def test_cells_run_in_a_sandbox_with_the_gpu(
         lines = "\n".join(service.image_lines(box))
         assert python in lines and "ipykernel==" in lines
 
-        # The relay's command ends in the middle of a run: another one takes over.
+        # The tunnel is cut for good in the middle of a run: a relay's command takes over; then
+        # that ends, and another one does.
         begun, go = box.home / "begun", box.home / "go"
 
         def cut() -> None:
             wait_for(begun.exists)
-            assert service.cut_execs(box, "mlinfra_sdk.link.relay") == 1
+            assert service.cut_execs(box, "mlinfra_sdk.link.relay") == 0
+            assert service.cut_tunnels(closed=True)
+            wait_for(lambda: service.cut_execs(box, "mlinfra_sdk.link.relay") == 1)
             go.touch()
 
         with meanwhile(cut):
@@ -135,6 +141,39 @@ def meanwhile(act: Callable[[], object]) -> Iterator[None]:
         done = pool.submit(act)
         yield
     done.result()
+
+
+def test_the_tunnel_is_open_only_to_who_knows_the_secret(
+    service: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with session() as it:
+        it.run("1")
+        assert it.machine is not None
+        address = it.machine.handle.data["tunnel"]
+        host, _, port = address.partition(":")
+        connection = socket.create_connection((host, int(port)), timeout=30)
+        with ssl.create_default_context().wrap_socket(connection, server_hostname=host) as stranger:
+            stranger.sendall(os.urandom(4096))
+            said = b""
+            with suppress(ConnectionError, ssl.SSLError):
+                while data := stranger.recv(4096):
+                    said += data
+        assert said.startswith(MARKER) and len(said) < 1000
+        assert it.run("40 + 2") == 42
+        # Modal's side of it has to prove who it is, too.
+        monkeypatch.delenv("SSL_CERT_FILE")
+        assert portal().call(tunnel.connect(address)) is None
+
+
+def test_without_a_tunnel_no_port_is_open(service: Emulator) -> None:
+    provider = ModalProvider(Options(tunnel=False))
+    (offer,) = portal().call(provider.offers(request()))
+    handle = portal().call(provider.launch(offer, request(), "closed"))
+    (box,) = service.boxes()
+    assert not box.definition.open_ports.ports and not handle.data["tunnel"]
+    wire = portal().call(provider.connect(handle))
+    portal().call(wire.aclose())
+    portal().call(provider.stop(handle))
 
 
 def test_what_lies_in_the_volume_outlives_the_machine(service: Emulator) -> None:

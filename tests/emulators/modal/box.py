@@ -56,6 +56,7 @@ class Box:
         self.result = _Result()
         self.execs: dict[str, Process] = {}
         self.main: Process | None = None
+        self.tunnels: list[api_pb2.TunnelData] = []
         self.touched = time.monotonic()
         self._start_delay = start_delay
         self._end_asked: asyncio.Future[_Result] = asyncio.get_running_loop().create_future()

@@ -225,6 +225,18 @@ class Control(VolumeCalls):
 
     SandboxWaitV2 = SandboxWait
 
+    async def SandboxGetTunnels(self, request: Any, metadata: Any) -> Any:
+        box = self._world.box(request.sandbox_id)
+        await _first(box.started, box.ended)
+        ports = [it.port for it in box.definition.open_ports.ports]
+        if not box.tunnels:
+            box.tunnels = [await self._world.tunnels.open(port) for port in ports]
+        return api_pb2.SandboxGetTunnelsResponse(
+            result=_Result(status=_Result.GENERIC_STATUS_SUCCESS), tunnels=box.tunnels
+        )
+
+    SandboxGetTunnelsV2 = SandboxGetTunnels
+
     async def SandboxTerminate(self, request: Any, metadata: Any) -> Any:
         box = self._world.box(request.sandbox_id)
         box.end(_Result.GENERIC_STATUS_TERMINATED)

@@ -46,6 +46,7 @@ class Emulator:
             "MODAL_TOKEN_ID": TOKEN[0],
             "MODAL_TOKEN_SECRET": TOKEN[1],
             "MODAL_LOGLEVEL": "ERROR",
+            "SSL_CERT_FILE": str(self._world.tunnels.authority),
         }
 
     @property
@@ -56,6 +57,7 @@ class Emulator:
     def heal(self) -> None:
         """Switch all faults off."""
         self._world.faults = Faults()
+        self._world.tunnels.closed = False
         self._loop.call_soon_threadsafe(self._world.capacity.set)
 
     @property
@@ -117,6 +119,16 @@ class Emulator:
                     process.kill()
                     count += 1
             return count
+
+        return self._run(cut())
+
+    def cut_tunnels(self, *, closed: bool = False) -> int:
+        """End all connections through tunnels; gives their number. With ``closed`` no more can be
+        made."""
+
+        async def cut() -> int:
+            self._world.tunnels.closed = closed
+            return self._world.tunnels.cut()
 
         return self._run(cut())
 

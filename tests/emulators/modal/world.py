@@ -18,6 +18,7 @@ from modal_proto import api_pb2
 
 from emulators.modal.box import Box
 from emulators.modal.faults import Faults
+from emulators.modal.tunnels import Tunnels
 from emulators.modal.volumes import BlockStore, Volume
 
 TOKEN = ("ak-emulated", "as-emulated")
@@ -93,6 +94,7 @@ class World:
         self.volumes: dict[str, Volume] = {}
         self.boxes: dict[str, Box] = {}
         self.blocks = BlockStore(folder / "blocks")
+        self.tunnels = Tunnels(folder)
         self.url = ""
         self.rates = dict(RATES)
         self.capacity = asyncio.Event()
@@ -204,6 +206,11 @@ class World:
         for mount in definition.volume_mounts:
             if mount.volume_id not in self.volumes:
                 raise refused(Status.NOT_FOUND, f"Volume {mount.volume_id} not found")
+        ports = [it.port for it in definition.open_ports.ports]
+        if len(set(ports)) < len(ports) or not all(1 <= port < 1 << 16 for port in ports):
+            raise refused(invalid, f"Invalid ports: {ports}")
+        if any(it.unencrypted or it.tunnel_type for it in definition.open_ports.ports):
+            raise refused(Status.UNIMPLEMENTED, "this emulator has TLS tunnels only")
         config = definition.resources.gpu_config
         if config.gpu_type:
             if not v1:
@@ -265,6 +272,7 @@ class World:
             box.end(api_pb2.GenericResult.GENERIC_STATUS_TERMINATED)
         if self._tasks:
             await asyncio.wait(self._tasks)
+        self.tunnels.close()
         await self.blocks.close()
 
 

@@ -19,9 +19,10 @@ import msgspec
 from mlinfra_sdk import units
 from mlinfra_sdk.catalog import Gpu, Rate
 from mlinfra_sdk.errors import LinkError, MlinfraError, ProviderError, RequestError
+from mlinfra_sdk.link.wire import Wire
 from mlinfra_sdk.providers import packages
 from mlinfra_sdk.providers.base import Bill, Capabilities, Handle, Offer, Problem, Status
-from mlinfra_sdk.providers.modal import bills, rates
+from mlinfra_sdk.providers.modal import bills, rates, tunnel
 from mlinfra_sdk.providers.modal.errors import INSTALL, LOG_IN, has_token, missing, translated
 from mlinfra_sdk.providers.modal.wire import SandboxRemote, detach, environment
 from mlinfra_sdk.providers.remote import ExecProvider, Remote
@@ -43,6 +44,8 @@ _SWEEP = 1.0
 _CHECK_SECONDS = 10.0
 _TAG = "mlinfra"
 _VOLUME = "/root/mlinfra"
+_closed_tunnels: set[str] = set()
+"""Addresses that lead nowhere while the machine can be reached by a command."""
 _EXITS = {
     20: "no agent was started in it",
     21: "it was idle",
@@ -58,7 +61,8 @@ _EXITS = {
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of a target: ``cpu`` cores and ``memory`` that are guaranteed (more is billed when it is
     used), ``region``, the names of Modal ``secrets`` that are put in the environment, the Modal
-    ``app`` that owns the sandboxes, and the ``volume`` at ``~/mlinfra`` (empty: none)."""
+    ``app`` that owns the sandboxes, the ``volume`` at ``~/mlinfra`` (empty: none), and whether data
+    may go through a ``tunnel`` of Modal's, which is a public address of the machine."""
 
     cpu: float = 1.0
     memory: str = "4GiB"
@@ -66,6 +70,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     secrets: tuple[str, ...] = ()
     app: str = "mlinfra"
     volume: str = "mlinfra"
+    tunnel: bool = True
 
 
 class ModalProvider(ExecProvider):
@@ -153,12 +158,30 @@ class ModalProvider(ExecProvider):
             with translated():
                 silent = StreamType.DEVNULL
                 await sandbox.exec.aio(*_guard(key), stdout=silent, stderr=silent)
+                address = await self._tunnel(sandbox, handle)
                 await detach(sandbox)
-            return handle
+            return Handle(handle.provider, key, {**handle.data, "tunnel": address})
         except BaseException:
             with anyio.CancelScope(shield=True), anyio.move_on_after(_ROLL_BACK):
                 await self._end(key)
             raise
+
+    async def _tunnel(self, sandbox: Sandbox, handle: Handle) -> str:
+        if not self._options.tunnel:
+            return ""
+        return await tunnel.opened(sandbox, handle.data["home"], handle.data["python"], handle.key)
+
+    async def connect(self, handle: Handle) -> Wire:
+        """Through the tunnel; where that does not lead to the agent, through a command."""
+        address = handle.data.get("tunnel", "")
+        if address and address not in _closed_tunnels:
+            wire = await tunnel.connect(address)
+            if wire is not None:
+                return wire
+        wire = await super().connect(handle)
+        if address:
+            _closed_tunnels.add(address)  # while the machine can be reached
+        return wire
 
     async def _sandbox(self, gpu: Gpu | None, request: Request, key: str, seconds: int) -> Sandbox:
         """The sandbox of this key, which is made if there is none."""
@@ -188,6 +211,7 @@ class ModalProvider(ExecProvider):
                 secrets=[modal.Secret.from_name(name) for name in options.secrets],
                 env=dict(environment(_VOLUME)) if options.volume else None,
                 volumes=volumes,
+                encrypted_ports=[tunnel.any_port()] if options.tunnel else [],
                 timeout=seconds,
                 idle_timeout=round(request.idle) + _IDLE_MARGIN,
             )
