@@ -266,7 +266,7 @@ def test_an_interrupt_ends_the_wait_for_capacity(service: Emulator, here: Place)
         """
         import mlinfra_sdk
         try:
-            with mlinfra_sdk.Session(on="modal", gpu="B200", env="none", sync=False) as session:
+            with mlinfra_sdk.Session(on="modal", gpu="T4", env="none", sync=False) as session:
                 session.run("1")
         except KeyboardInterrupt:
             print("interrupted")
