@@ -10,7 +10,8 @@ from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
 
-from mlinfra_sdk import cli_quote, spec
+from mlinfra_sdk import cli_checkpoints, cli_quote, spec
+from mlinfra_sdk.checkpoints.store import CheckpointStore
 from mlinfra_sdk.errors import MlinfraError
 from mlinfra_sdk.jobs import RunHandle
 from mlinfra_sdk.ledger import Ledger
@@ -62,6 +63,7 @@ class RemoteMagics:
             "catalog": self._catalog,
             "cost": self._cost,
             "quote": self._quote,
+            "checkpoints": self._checkpoints,
         }
         handlers[command.name](command)
 
@@ -101,6 +103,9 @@ class RemoteMagics:
             status.show_cost(ledger, command.arguments[0] if command.arguments else "day")
         finally:
             ledger.close()
+
+    def _checkpoints(self, command: grammar.Command) -> None:
+        cli_checkpoints.show(CheckpointStore.default(), *command.arguments)
 
     def _quote(self, command: grammar.Command) -> None:
         cli_quote.show(cli_quote.ask(self._resolve(command.settings).request))

@@ -59,6 +59,9 @@ SUBCOMMANDS: Mapping[str, Subcommand] = {
         "quote [KEY=VALUE ...]",
         "what a machine would cost, such as gpu=A10, wherever it is to be had",
     ),
+    "checkpoints": Subcommand(
+        "checkpoints [NAME]", "checkpoints of training runs that are safe here, and their sizes"
+    ),
     "cancel": Subcommand("cancel RUN", "interrupt a run, or take it out of the queue"),
 }
 
@@ -109,7 +112,7 @@ def parse_command(line: str) -> Command:
 
 
 def _check_arguments(name: str, arguments: list[str]) -> None:
-    one = dict.fromkeys(("stop", "attach", "wait", "cancel", "cost"), 1)
+    one = dict.fromkeys(("stop", "attach", "wait", "cancel", "cost", "checkpoints"), 1)
     any_number = dict.fromkeys(("pull", "sync"), len(arguments))
     most = {**one, **any_number, "logs": 2, "catalog": 2, "extend": 2}
     least = 1 if name in ("pull", "logs", "wait", "cancel") else 0

