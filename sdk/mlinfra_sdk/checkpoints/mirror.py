@@ -39,12 +39,13 @@ class Mirror:
             )
         try:
             fsspec = importlib.import_module("fsspec.core")
-            self._files, root = fsspec.url_to_fs(url, **options)
+            self._files, root = fsspec.url_to_fs(url, skip_instance_cache=True, **options)
         except ImportError as error:
             raise RequestError(
                 f"{scheme}:// needs the package {error.name or 'fsspec'}.",
                 hint=f"Install it: pip install mlinfra-sdk[{_EXTRAS.get(scheme, 's3')}].",
             ) from None
+        self._has_folders = scheme == "file"
         self._url = f"{url.rstrip('/')}/{name}"
         self._root = f"{root.rstrip('/')}/{name}"
         self._name = name
@@ -62,7 +63,7 @@ class Mirror:
                 lambda digest: self._put(self._chunk(digest), chunks.read_chunk(digest)), new
             )
             known.update(new)
-            self._put(self._manifest(manifest.number), encode(manifest))
+            self._put(self._path(_name(manifest)), encode(manifest))
             self._prune(keep)
         except StoreError:
             raise
@@ -74,10 +75,9 @@ class Mirror:
         :class:`StoreError` if the place cannot be read."""
         try:
             local = store.latest(self._name, lambda text: None)
-            numbers = self._numbers()
-            for number in reversed(numbers):
+            for name in reversed(self._manifests()):
                 try:
-                    manifest = decode(self._files.cat_file(self._manifest(number)))
+                    manifest = decode(self._files.cat_file(self._path(name)))
                     if local is not None and manifest.created <= local.created:
                         return
                     self._bring(manifest, store.chunks)
@@ -101,14 +101,14 @@ class Mirror:
 
     def _prune(self, keep: Keep) -> None:
         whole = []
-        for number in self._numbers():
+        for name in self._manifests():
             with contextlib.suppress(CheckpointError, FileNotFoundError):
-                whole.append(decode(self._files.cat_file(self._manifest(number))))
+                whole.append(decode(self._files.cat_file(self._path(name))))
         doomed = keep.doomed(whole)
         if not doomed:
             return
         for manifest in doomed:
-            self._files.rm_file(self._manifest(manifest.number))
+            self._files.rm_file(self._path(_name(manifest)))
         kept = {it.number for it in whole} - {it.number for it in doomed}
         wanted = {digest for it in whole if it.number in kept for digest in it.chunks()}
         known = self._known or set()
@@ -120,7 +120,8 @@ class Mirror:
             list(pool.map(act, digests))
 
     def _put(self, path: str, data: bytes) -> None:
-        self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
+        if self._has_folders:
+            self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
         self._files.pipe_file(path, data)
 
     def _names(self, folder: str) -> list[str]:
@@ -130,16 +131,16 @@ class Mirror:
         except FileNotFoundError:
             return []
 
-    def _numbers(self) -> list[int]:
-        found = (name.partition(".ckpt") for name in self._names(self._root))
-        return sorted(int(stem) for stem, dot, rest in found if dot and not rest and stem.isdigit())
+    def _manifests(self) -> list[str]:
+        """Names of all manifests, in the order of their numbers."""
+        return sorted(name for name in self._names(self._root) if name.endswith(".ckpt"))
 
     def _chunks(self) -> set[bytes]:
         names = self._names(f"{self._root}/chunks")
         return {bytes.fromhex(name) for name in names if len(name) == 64}
 
-    def _manifest(self, number: int) -> str:
-        return f"{self._root}/{number:08d}.ckpt"
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
 
     def _chunk(self, digest: bytes) -> str:
         return f"{self._root}/chunks/{digest.hex()}"
@@ -152,3 +153,8 @@ class Mirror:
             f"Checkpoints at {self._url} could not be {done}: {text}.",
             hint="Check the credentials and that the bucket exists.",
         )
+
+
+def _name(manifest: Manifest) -> str:
+    """Nothing is ever written over: two machines may have made one number."""
+    return f"{manifest.number:08d}-{manifest.id}.ckpt"
