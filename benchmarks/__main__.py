@@ -14,6 +14,7 @@ from benchmarks.harness import Figure, machine, say
 
 SUITES = (
     "cells",
+    "checkpoints",
     "arrays",
     "deltas",
     "environments",
