@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from buckets import KEY, SECRET, s3
 from faulty import Client, Recorder, client, kernels, processes
 
 import mlinfra_sdk
@@ -79,18 +78,6 @@ def whole(far: Client, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     far.run(TRAIN.format(name="whole", go=str(go)), recorder).get()
     assert recorder.text.split() == [str(step) for step in range(60)]
     return dict(far.namespace)
-
-
-@pytest.fixture
-def buckets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Folders that rclone serves as buckets."""
-    (tmp_path / "buckets" / "models").mkdir(parents=True)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    with s3(tmp_path / "buckets") as url:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        yield tmp_path / "buckets"
 
 
 def saved(home: Path, name: str) -> list[int]:
@@ -221,14 +208,12 @@ def test_the_command_lists_exports_and_removes(
     )
 
 
-def test_a_mirror_in_an_object_store(
-    buckets: Path, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mirror(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of which only new chunks travel; another home goes on from it."""
 
     def steps(cut: int) -> list[int]:
         keep = mlinfra_sdk.Keep(last=3)
-        ckpt = mlinfra_sdk.checkpoint("mirrored", to="s3://models/run", keep=keep)
+        ckpt = mlinfra_sdk.checkpoint("mirrored", to=f"file://{tmp_path}/run", keep=keep)
         state = {"frozen": np.arange(300_000), "w": np.zeros(100_000), "n": 0}
         done = []
         for step in ckpt.loop(range(4), state=state, every=1):
@@ -242,7 +227,7 @@ def test_a_mirror_in_an_object_store(
         return done
 
     assert steps(3) == [0, 1, 2]
-    root = buckets / "models" / "run" / "mirrored"
+    root = tmp_path / "run" / "mirrored"
     manifests = sorted(root.glob("*.ckpt"))
     assert [it.name[:8] for it in manifests] == ["00000001", "00000002", "00000003"]
     assert len(list((root / "chunks").iterdir())) == 1 + 3, "the frozen one, and one for each"
