@@ -49,7 +49,8 @@ def show(found: Market) -> None:
         table.add_column(name, justify="right" if name in ("USD/h", "10 minutes") else "left")
     for quote in found.quotes:
         table.add_row(*_row(quote))
-    lines = [*found.notes]
+    told = [f"{quote.target}: {quote.offer.note}" for quote in found.quotes if quote.offer.note]
+    lines = [*dict.fromkeys(told), *found.notes]
     if found.missing:
         names = ", ".join(sorted({text.partition(": ")[0] for text in found.missing}))
         lines.append(f"Not set up: {names}. `mlinfra doctor` says how.")
@@ -81,6 +82,7 @@ def _plain(quote: Quote) -> dict[str, Any]:
             units.cost(price.micro_per_hour, TEN_MINUTES) / units.MICRO if price.known else None
         ),
         "start_seconds": offer.start_seconds,
+        "note": offer.note,
         "price_source": price.source if price.known else None,
         "price_date": price.date if price.known else None,
         "stale": is_stale(price.date) if price.known else None,

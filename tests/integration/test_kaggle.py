@@ -16,14 +16,14 @@ from emulators.kaggle.server import TOKEN
 from live import until
 from test_conformance import without_folder_for_machines
 
-from mlinfra_sdk import paths
+from mlinfra_sdk import cli_quote, paths
 from mlinfra_sdk.catalog import Gpu, parse_gpus
 from mlinfra_sdk.doctor import provider_checks
 from mlinfra_sdk.errors import KernelDied, ProviderError, RequestError
 from mlinfra_sdk.namespace.analysis import cell_names
 from mlinfra_sdk.providers import tools
 from mlinfra_sdk.providers.base import Offer
-from mlinfra_sdk.providers.kaggle import KaggleProvider, Options
+from mlinfra_sdk.providers.kaggle import KaggleProvider
 from mlinfra_sdk.providers.kaggle.service import ADDRESS, TOOL
 from mlinfra_sdk.session import Session
 from mlinfra_sdk.spec import Request
@@ -156,9 +156,13 @@ def test_what_cannot_be(service: Emulator) -> None:
         assert not service.pushed
 
 
-def test_doctor(service: Emulator) -> None:
+def test_doctor_and_quote_show_the_quota(
+    service: Emulator, capsys: pytest.CaptureFixture[str]
+) -> None:
     (ready,) = provider_checks("kaggle")
     assert ready.ok and "27.5 hours of GPU are left this week" in ready.detail
+    cli_quote.show(cli_quote.ask(request(gpu=parse_gpus("T4"))))
+    assert "kaggle: At Kaggle 27.5 hours" in " ".join(capsys.readouterr().out.split())
     access = Path.home() / ".kaggle" / "access_token"
     access.write_text("KGAT_of-another-world")
     (refused,) = provider_checks("kaggle")
@@ -166,4 +170,3 @@ def test_doctor(service: Emulator) -> None:
     access.unlink()
     (none,) = provider_checks("kaggle")
     assert not none.ok and "no login" in none.detail and "kaggle.com/settings" in none.mend
-    assert Options().internet
