@@ -20,6 +20,7 @@ from mlinfra_sdk.errors import MachineLost, ProviderError, RequestError
 from mlinfra_sdk.ledger import Ledger
 from mlinfra_sdk.machines import lifecycle
 from mlinfra_sdk.machines.portal import portal
+from mlinfra_sdk.machines.sweep import sweep
 from mlinfra_sdk.providers.slurm import Options, SlurmProvider, _seconds
 from mlinfra_sdk.providers.waiting import listening
 from mlinfra_sdk.session import Session
@@ -50,6 +51,16 @@ def jobs(cluster: Cluster, form: str = "%i") -> list[str]:
 def session(**settings: object) -> Session:
     settings = {"on": "slurm", "env": "none", "sync": False} | settings
     return Session(namespace={}, request=Request(**settings))
+
+
+def test_a_cluster_that_was_used_is_swept(cluster: Cluster) -> None:
+    with session(time=600.0) as it:
+        it.run("1")
+        assert it.machine is not None
+        it.ledger.machine_stopped(it.machine.id, reason="the network was gone")
+        (found,) = portal().call(sweep(it.ledger)).findings
+        assert (found.target, found.stopped) == ("slurm", True)
+        assert jobs(cluster) == []
 
 
 def test_a_job_runs_cells_and_ends_with_its_session(cluster: Cluster) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -103,14 +103,20 @@ async def refresh_rates(names: Iterable[str] = ()) -> tuple[dict[str, int], list
 
 
 async def ask_all(
-    names: Iterable[str], ask: Callable[[str, Provider], Awaitable[None]], market: Market
+    names: Iterable[str],
+    ask: Callable[[str, Provider], Awaitable[None]],
+    market: Market,
+    used: Collection[str] = (),
 ) -> None:
-    """Ask all of these targets that are set up, at the same time."""
+    """Ask all of these targets that are set up, at the same time; those that were ``used`` also if
+    others of their provider need an argument."""
 
     async def ask_one(name: str) -> None:
         try:
             with anyio.fail_after(PATIENCE):
-                provider = await anyio.to_thread.run_sync(_set_up, name, abandon_on_cancel=True)
+                provider = await anyio.to_thread.run_sync(
+                    _set_up, name, name in used, abandon_on_cancel=True
+                )
                 if isinstance(provider, str):
                     market.missing.append(f"{name}: {provider}")
                 else:
@@ -129,11 +135,11 @@ async def ask_all(
             tasks.start_soon(ask_one, name)
 
 
-def _set_up(name: str) -> Provider | str:
+def _set_up(name: str, used: bool) -> Provider | str:
     """The provider of a target, or what it lacks."""
     provider = providers.load(name)
     needs = type(provider).argument
-    if needs and targets.find(name) == targets.Target(name, name):
+    if needs and not used and targets.find(name) == targets.Target(name, name):
         return f"It needs its {needs}, as in on={name}:{needs.upper()}."
     problems = provider.check()
     return problems[0].what if problems else provider

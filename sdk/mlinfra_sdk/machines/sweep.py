@@ -8,7 +8,6 @@ it: it is only shown.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from typing import Literal
 
 import anyio
@@ -82,7 +81,8 @@ async def sweep(ledger: Ledger, *, stop: bool = True, everywhere: bool = False) 
                     findings.append(await _dealt_with(ledger, found, handle, stop, everywhere))
 
     seen: set[tuple[str, str]] = set()
-    await market.ask_all(_targets(ledger), ask, asked)
+    used = _used(ledger)
+    await market.ask_all(dict.fromkeys([*targets.names(), *used]), ask, asked, used)
     for known in ledger.machines(active=True):
         if not known.handle and known.provider in listed and abandoned(known):
             found = Finding("gone", known.provider, known.id, known.name, True, "it never started")
@@ -149,12 +149,11 @@ async def _dealt_with(
     return msgspec.structs.replace(found, stopped=True)
 
 
-def _targets(ledger: Ledger) -> Iterable[str]:
-    """Where machines of ours may be: what is set up, and what was used lately."""
+def _used(ledger: Ledger) -> list[str]:
+    """Targets where machines of ours were lately, whatever the settings say now."""
     now = time.time()
-    used = [
+    return [
         machine.provider
         for machine in ledger.machines()
         if machine.stopped_at is None or abs(now - machine.stopped_at) < _RECENT
     ]
-    return dict.fromkeys([*targets.names(), *used])
