@@ -28,7 +28,7 @@ export default tseslint.config(
     }
   },
   {
-    files: ['tests/browser/**/*.mjs'],
+    files: ['{benchmarks,tests/browser}/**/*.mjs'],
     languageOptions: { globals: { ...globals.node, ...globals.browser } }
   }
 );

@@ -20,6 +20,7 @@ SUITES = (
     "environments",
     "link",
     "jupyter",
+    "lab",
     "runs",
     "ssh",
     "transparency",

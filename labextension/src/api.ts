@@ -2,12 +2,16 @@
 
 import { URLExt } from '@jupyterlab/coreutils';
 import { ServerConnection } from '@jupyterlab/services';
+import { Token } from '@lumino/coreutils';
 import { type ISignal, Signal } from '@lumino/signaling';
 
 import type { IState } from './state';
 
 const FIRST_PAUSE = 1000;
 const LONGEST_PAUSE = 30_000;
+
+/** The page's one Api. */
+export const IApi = new Token<Api>('jupyter-mlinfra:IApi');
 
 /** What the server refused or could not do, in its own words. */
 export class ApiError extends Error {

@@ -17,6 +17,12 @@ export interface IFacts {
   readonly background: boolean;
   /** Whether the run has ended and nobody may be looking at its cell. */
   readonly notify: boolean;
+  readonly target: string;
+  readonly gpu: string;
+  /** Seconds. */
+  readonly elapsed: number;
+  /** USD; null if nobody states a price. */
+  readonly cost: number | null;
 }
 
 const ENDED = new Set(['done', 'error', 'interrupted', 'lost']);
@@ -32,6 +38,7 @@ export function factsOf(
     return null;
   }
   const { run, phase, background, notify, machine, stops, note } = facts;
+  const { elapsed, cost_micro_usd: cost } = facts;
   return {
     run: nameOf(run),
     phase: String(phase),
@@ -40,12 +47,20 @@ export function factsOf(
     ending: facts['ending'] === true,
     note: typeof note === 'string' ? note : '',
     background: background === true,
-    notify: notify === true
+    notify: notify === true,
+    target: text(facts['target']),
+    gpu: text(facts['gpu']),
+    elapsed: typeof elapsed === 'number' ? elapsed : 0,
+    cost: typeof cost === 'number' ? cost / 1e6 : null
   };
 }
 
 function nameOf(value: unknown): string {
   return typeof value === 'string' && NAME.test(value) ? value : '';
+}
+
+function text(value: unknown): string {
+  return typeof value === 'string' ? value : '';
 }
 
 export function hasEnded(facts: IFacts): boolean {

@@ -36,6 +36,12 @@ export type NotebookPanel = DocumentWidget<INotebook>;
 export const LOAD =
   "get_ipython().extension_manager.load_extension('jupyter_mlinfra')";
 
+/** A widget that JupyterLab says is a notebook's. */
+export function asNotebook(widget: Widget): NotebookPanel {
+  const panel: unknown = widget;
+  return panel as NotebookPanel;
+}
+
 /** The notebook that the user sees, if that is one. */
 export function currentNotebook(app: JupyterFrontEnd): NotebookPanel | null {
   const widget: Widget | null = app.shell.currentWidget;

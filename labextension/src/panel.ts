@@ -19,9 +19,10 @@ import {
 } from '@jupyterlab/translation';
 import { offlineBoltIcon, SidePanel } from '@jupyterlab/ui-components';
 
-import { Api } from './api';
+import { Api, IApi } from './api';
 import { Catalog } from './catalog';
 import { Costs } from './costs';
+import { load } from './defaults';
 import { LogView } from './logs';
 import { Machines } from './machines';
 import { withChoice } from './magic';
@@ -36,20 +37,29 @@ const STOP_ALL = 'jupyter-mlinfra:stop-all';
 const ID = 'jupyter-mlinfra-panel';
 const EXTENSION_S = 1800;
 
+/** Provides what all parts know of the server. */
+export const api: JupyterFrontEndPlugin<Api> = {
+  id: 'jupyter-mlinfra:api',
+  description: 'Follows what goes on with machines and runs.',
+  provides: IApi,
+  activate: (app: JupyterFrontEnd) => new Api(app.serviceManager.serverSettings)
+};
+
 const panel: JupyterFrontEndPlugin<void> = {
   id: 'jupyter-mlinfra:panel',
   description: 'Shows machines, runs, costs and the catalog.',
   autoStart: true,
+  requires: [IApi],
   optional: [ICommandPalette, ILayoutRestorer, IStatusBar, ITranslator],
   activate: (
     app: JupyterFrontEnd,
+    api: Api,
     palette: ICommandPalette | null,
     restorer: ILayoutRestorer | null,
     statusBar: IStatusBar | null,
     translator: ITranslator | null
   ) => {
     const trans = (translator ?? nullTranslator).load('jupyter-mlinfra');
-    const api = new Api(app.serviceManager.serverSettings);
     const props = { api, trans, acts: actsOf(app, api, trans) };
     const side = new SidePanel({ translator: translator ?? nullTranslator });
     side.id = ID;
@@ -120,8 +130,10 @@ function actsOf(
     },
     cancel: run => void tell(api.post(`runs/${run.id}/cancel`)),
     use: (gpu, on) => {
-      const cell = activeCode(currentNotebook(app));
-      if (cell) {
+      const notebook = currentNotebook(app);
+      const cell = activeCode(notebook);
+      if (notebook && cell) {
+        void load(notebook.context.sessionContext);
         const { sharedModel } = cell.model;
         const choice = { ...(gpu && { gpu }), ...(on && { on }) };
         sharedModel.setSource(withChoice(sharedModel.getSource(), choice));

@@ -162,3 +162,19 @@ export function nextEnd(machine: IMachine): IEnd | null {
   );
   return coming[0] ?? null;
 }
+
+/** The cheapest offer of one of each GPU, the cheapest GPU first. */
+export function cheapest(offers: readonly IOffer[]): readonly IOffer[] {
+  const best = new Map<string, IOffer>();
+  for (const offer of offers) {
+    const known = best.get(offer.gpu);
+    if (
+      offer.count === 1 &&
+      !offer.spot &&
+      (!known || offer.usd_per_hour < known.usd_per_hour)
+    ) {
+      best.set(offer.gpu, offer);
+    }
+  }
+  return [...best.values()].sort((a, b) => a.usd_per_hour - b.usd_per_hour);
+}

@@ -85,7 +85,7 @@ def jupyter(
 
     def start(app: str) -> Browser:
         if app not in running:
-            running[app] = _start(app, tmp_path_factory.mktemp(app))
+            running[app] = start_server(app, tmp_path_factory.mktemp(app))
         return running[app][0]
 
     yield start
@@ -100,7 +100,7 @@ def fresh_jupyter(tmp_path: Path) -> Iterator[Callable[[str], Browser]]:
     running: list[subprocess.Popen[bytes]] = []
 
     def start(app: str) -> Browser:
-        browser, server = _start(app, tmp_path)
+        browser, server = start_server(app, tmp_path)
         running.append(server)
         return browser
 
@@ -110,7 +110,8 @@ def fresh_jupyter(tmp_path: Path) -> Iterator[Callable[[str], Browser]]:
         server.wait(30)
 
 
-def _start(app: str, home: Path) -> tuple[Browser, subprocess.Popen[bytes]]:
+def start_server(app: str, home: Path) -> tuple[Browser, subprocess.Popen[bytes]]:
+    """One with its own folders below ``home``."""
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     folder = home / "work"
     folder.mkdir()
@@ -144,7 +145,7 @@ def _start(app: str, home: Path) -> tuple[Browser, subprocess.Popen[bytes]]:
         )
     information = home / "runtime" / f"jpserver-{server.pid}.json"
     deadline = time.monotonic() + START_S
-    while not information.exists():
+    while not information.exists() or not information.stat().st_size:
         if server.poll() is not None or time.monotonic() > deadline:
             server.kill()
             pytest.fail(f"jupyter {app} did not start:\n{log.read_text()}", pytrace=False)
