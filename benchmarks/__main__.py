@@ -16,6 +16,7 @@ SUITES = (
     "cells",
     "checkpoints",
     "arrays",
+    "compression",
     "deltas",
     "environments",
     "link",
