@@ -103,9 +103,7 @@ def _many(pair: Pair) -> list[Figure]:
         shutil.rmtree(data)
         pair.session.sync(delete=True)
         pair.rsync()
-    note = (
-        f"median of {ROUNDS}; ours in an open session; rsync -a over the same ssh, with its start"
-    )
+    note = f"median of {ROUNDS}; ours in an open session; rsync -a by the same ssh, with its start"
     return [
         _figure(f"{COUNT} files of 4 kB, first", median(first), median(first_rsync), note),
         _figure(f"{COUNT} files of 4 kB, again", median(again), median(again_rsync), note),

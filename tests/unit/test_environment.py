@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 
-from mlinfra_sdk.environment import builds, files
+from mlinfra_sdk.environment import builds, files, wheels
 from mlinfra_sdk.environment.indexes import configured_indexes
 from mlinfra_sdk.environment.installed import Sources, closure, optional
 from mlinfra_sdk.environment.mirror import Draft
@@ -271,6 +271,16 @@ def test_the_resolver_asks_for_the_build_that_fits_the_driver(
     command = ["pip", "compile", "--no-cache", "--torch-backend", backend, "torch.in"]
     with pytest.raises(IndexUnreachable, match=rf"https://download\.pytorch\.org/whl/{build}/"):
         portal().call(run_uv(command, folder=tmp_path, tell=lambda line: None))
+
+
+def test_the_wheel_of_the_sdk_is_made_again_when_the_cache_is_cleared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLINFRA_HOME", str(tmp_path))
+    content = wheels.of_the_sdk().read_bytes()
+    wheels.of_the_sdk().unlink()
+    assert wheels.of_the_sdk().read_bytes() == content
+    assert wheels.of_the_sdk().is_relative_to(tmp_path)
 
 
 def test_packages_from_version_control_are_asked_for_by_commit(

@@ -39,10 +39,16 @@ def shipped(path: Path, store: ChunkStore) -> Wheel:
     return Wheel(path.name, digests)
 
 
-@functools.cache
 def of_the_sdk() -> Path:
     """The wheel of the SDK that runs here."""
     folder = _cache("sdk")
+    if not _wheel_in(folder).is_file():  # somebody has cleared the cache
+        _wheel_in.cache_clear()
+    return _wheel_in(folder)
+
+
+@functools.cache
+def _wheel_in(folder: Path) -> Path:
     return build_wheel(folder)
 
 
