@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from mlinfra_sdk.errors import (
     ChunkMissing,
     KernelDied,
     LinkClosed,
+    Lost,
     MachineLost,
     MlinfraError,
     RequestError,
@@ -370,16 +372,21 @@ class Exchange(Connection):
             try:
                 frontend.begun(run.name)
                 frontend.phase("running")
-                self._submit(client, run, code, inputs, count, frontend, ledger_run, again)
+                self._submit(client, run, code, inputs, count, frontend, ledger_run, safe, again)
                 self._open_run(ledger_run, kind, cell)  # while the machine is at work
                 outcome = self._until_end(client, run, frontend, 0)
                 result = self._finish(client, outcome, self._local.apply, frontend.progress)
+                with contextlib.suppress(KeyboardInterrupt), interrupts_raised():
+                    self._safekeeping.settle(client)
                 client.send(m.Collected(client.next_id(), run.name))
                 status = _status_of(result)
                 if run.stopped and isinstance(result.error, KeyboardInterrupt):
                     result.error = BudgetSpent(run.stopped, hint=_RAISE)
             except _NotLoaded:
                 client.send(m.Collected(client.next_id(), run.name))
+                raise
+            except Lost:
+                safe.spent += self._spending.cost(time.monotonic() - began)
                 raise
             except (RunDetached, KeyboardInterrupt):
                 status = ""  # it goes on over there, and whoever collects it closes it
@@ -461,6 +468,7 @@ class Exchange(Connection):
         count: int,
         frontend: Frontend,
         ledger_run: int,
+        safe: Safe,
         again: bool,
     ) -> None:
         request = m.Execute(
@@ -473,7 +481,7 @@ class Exchange(Connection):
             frontend.allow_stdin,
             notebook=self._notebook,
             ledger=ledger_run,
-            **self._spending.of_run(),
+            **self._spending.of_run(safe.spent),
             again=again,
         )
         run.submitted(client.send(request))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import time
 from pathlib import Path
 
@@ -34,6 +35,8 @@ class Safe:
 
     def __init__(self) -> None:
         self.manifest: Manifest | None = None
+        self.spent = 0
+        """Micro-USD that went into attempts that were lost."""
         self._tries = 0
         self._gone_on_from = 0.0
 
@@ -55,6 +58,7 @@ class Safekeeping:
         self._store = CheckpointStore(folder, chunks)
         self._next: dict[tuple[AgentClient, str], tuple[Manifest, Keep]] = {}
         """The newest checkpoint of each name that waits to be fetched."""
+        self._changed = threading.Condition()
         self._fetching: set[tuple[AgentClient, str]] = set()
 
     def sink(self, client: AgentClient, frontend: Frontend, safe: Safe, onward: Sink) -> Sink:
@@ -93,6 +97,14 @@ class Safekeeping:
                     frontend.safe(manifest.name, manifest.step, manifest.created)
         finally:
             self._fetching.discard(key)
+            with self._changed:
+                self._changed.notify_all()
+
+    def settle(self, client: AgentClient) -> None:
+        """Wait until what this machine has told of is here, in the thread that has run a cell."""
+        with self._changed:
+            while any(it is client for it, _ in list(self._fetching)):
+                self._changed.wait()
 
     async def _give(self, client: AgentClient, question: Wanted) -> None:
         """Answer a kernel that is going to look for a checkpoint."""

@@ -6,6 +6,8 @@ import time
 from contextlib import suppress
 from typing import Any, Protocol
 
+import msgspec
+
 from mlinfra_sdk import units
 from mlinfra_sdk.errors import BudgetSpent
 from mlinfra_sdk.frontend import Frontend, shown_while_waiting
@@ -140,12 +142,23 @@ class Spending:
         seconds = self._looked + self._share.seconds - time.monotonic()
         return [End("budget", seconds, f"{OF_BUDGET}: {self._share.budget}")]
 
-    def of_run(self) -> dict[str, Any]:
-        """After how many seconds a run is stopped, and for which budget, for its request."""
+    def cost(self, seconds: float) -> int:
+        """Micro-USD of so many seconds on the present machine, as far as its price is known."""
+        machine = self._session.machine
+        if machine is None or not machine.offer.price.known:
+            return 0
+        return units.cost(machine.offer.price.micro_per_hour, seconds)
+
+    def of_run(self, spent: int = 0) -> dict[str, Any]:
+        """After how many seconds a run is stopped, and for which budget, for its request. ``spent``
+        micro-USD of that went into attempts that were lost."""
         request, machine = self._session.request, self._session.machine
         if request.budget is None or machine is None:
             return {}
         price = machine.offer.price
         budgets.check_price(request, self._notebook, price, machine.target)
-        seconds = budgets.run_seconds(request, price)
+        if spent >= request.budget:
+            raise BudgetSpent(f"budget={units.format_usd(request.budget)} of this run is spent.")
+        left = msgspec.structs.replace(request, budget=request.budget - spent)
+        seconds = budgets.run_seconds(left, price)
         return {"paid": seconds, "budget": f"budget={units.format_usd(request.budget)}"}

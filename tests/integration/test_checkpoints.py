@@ -16,7 +16,7 @@ from faulty import Client, Recorder, client, kernels, processes
 import mlinfra_sdk
 from mlinfra_sdk import cli, paths
 from mlinfra_sdk.checkpoints.store import CheckpointStore
-from mlinfra_sdk.errors import KernelDied, MachineLost
+from mlinfra_sdk.errors import BudgetSpent, KernelDied, MachineLost
 from mlinfra_sdk.objects.store import ChunkStore
 
 TRAIN = """
@@ -156,6 +156,15 @@ def test_what_is_always_begun_again_gives_up(far: Client, tmp_path: Path) -> Non
     finally:
         far.session.request = request
     assert len(count.read_text()) == 2 + 4
+
+
+def test_attempts_share_the_budget_of_their_run(home: Path) -> None:
+    """At a dollar a second: alone, each attempt would end before its two dollars are spent."""
+    paid: dict[str, Any] = {"price": 3600_000_000, "budget": 2_000_000, "confirm": None}
+    code = "import os, signal, time\ntime.sleep(1.5)\nos.kill(os.getpid(), signal.SIGKILL)"
+    spent = pytest.raises(BudgetSpent, match=r"budget=\$2.00")
+    with client(isolate=True, recover="always", **paid) as it, spent:
+        it.run(code).get()
 
 
 def test_the_end_of_the_machine_is_noticed(home: Path, tmp_path: Path) -> None:
