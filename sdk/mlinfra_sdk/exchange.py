@@ -20,6 +20,7 @@ from mlinfra_sdk.errors import (
     Lost,
     MachineLost,
     MlinfraError,
+    ProviderError,
     RequestError,
     RunCancelled,
     RunDetached,
@@ -322,8 +323,10 @@ class Exchange(Connection):
                             code, prepare, frontend, count, kind, cell, imports, safe, again
                         )
                     )
-                except (MachineLost, KernelDied) as error:
-                    if not error.by_accident or not safe.goes_on(self.request.recover):
+                except (MachineLost, KernelDied, ProviderError) as error:
+                    # The next machine may be lost too, even before it has started.
+                    accident = error.by_accident if isinstance(error, Lost) else again
+                    if not accident or not safe.goes_on(self.request.recover):
                         raise
                     again = True
                     content = {"name": "stderr", "text": marker(error, safe)}
