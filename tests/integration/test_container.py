@@ -9,9 +9,9 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import anyio
 import pytest
 from live import until
 
@@ -20,6 +20,7 @@ from mlinfra_sdk.machines.portal import portal
 from mlinfra_sdk.providers.container import ContainerProvider, Options, _passed_through
 from mlinfra_sdk.session import Session
 from mlinfra_sdk.spec import Request
+from mlinfra_sdk.testing import ProviderSuite
 
 ENGINE = "podman --cgroup-manager cgroupfs --runtime /usr/sbin/runc"
 LIMITS = ["--network=host", "--ulimit=nofile=1024:1024", "--ulimit=nproc=4096:4096"]
@@ -88,18 +89,42 @@ def names() -> list[str]:
     return podman("ps", "--all", "--filter=label=mlinfra.user=0", "--format={{.Names}}").split()
 
 
-@pytest.fixture
-def target(options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+@pytest.fixture(scope="module")
+def target(options: Options, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A target ``box`` of the user's settings."""
-    config = tmp_path / "config.toml"
+    config = tmp_path_factory.mktemp("config") / "config.toml"
     extra = ", ".join(f'"{word}"' for word in options.extra)
     config.write_text(
         f'[targets.box]\nprovider = "container"\nimage = "{options.image}"\n'
         f'engine = "{options.engine}"\nextra = [{extra}]\nvolume = "{options.volume}"\n'
         f'python = "{options.python}"\n'
     )
-    monkeypatch.setattr("mlinfra_sdk.paths.config_file", lambda: config)
-    return "box"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mlinfra_sdk.paths.config_file", lambda: config)
+        yield "box"
+
+
+class TestContainer(ProviderSuite):
+    on = "box"
+    volume: Path
+
+    @pytest.fixture(autouse=True)
+    @staticmethod
+    def _target(request: pytest.FixtureRequest, target: str, options: Options) -> None:
+        request.cls.volume = Path(options.volume)
+
+    @contextmanager
+    def broken(self) -> Iterator[None]:
+        """The agent cannot make its store."""
+        store, away = self.volume / "store", self.volume / "away"
+        store.mkdir(exist_ok=True)
+        store.rename(away)
+        store.touch()
+        try:
+            yield
+        finally:
+            store.unlink()
+            away.rename(store)
 
 
 def test_a_container_runs_cells_and_goes_with_its_session(target: str) -> None:
@@ -113,21 +138,14 @@ def test_a_container_runs_cells_and_goes_with_its_session(target: str) -> None:
     assert names() == []
 
 
-def test_it_is_found_by_its_key_and_stopped_twice(options: Options) -> None:
+def test_its_secret_is_not_to_be_seen(options: Options) -> None:
     provider, wanted = ContainerProvider(options), request("container:x")
     assert provider.check() == []
     (offer,) = portal().call(provider.offers(wanted))
-    first = portal().call(provider.launch(offer, wanted, "a1b2c3"))
-    again = portal().call(provider.launch(offer, wanted, "a1b2c3"))
-    assert again == first
-    secret = portal().call(provider.secret(first))
+    handle = portal().call(provider.launch(offer, wanted, "a1b2c3"))
+    secret = portal().call(provider.secret(handle))
     assert len(secret) == 32 and secret.hex() not in podman("inspect", "mlinfra-a1b2c3")
-    (found,) = portal().call(provider.list())
-    assert found.key == "a1b2c3"
-    assert portal().call(ContainerProvider().status(first)).alive
-    portal().call(ContainerProvider().stop(found))
-    portal().call(ContainerProvider().stop(first))
-    assert not portal().call(provider.status(first)).alive
+    portal().call(provider.stop(handle))
 
 
 def test_it_goes_when_nobody_uses_it(target: str) -> None:
@@ -151,21 +169,12 @@ def test_one_that_is_killed_is_a_lost_machine(target: str) -> None:
         assert it.namespace["x"] == 1
 
 
-def test_a_launch_that_fails_or_is_cancelled_leaves_nothing(options: Options) -> None:
+def test_an_image_that_is_not_there_is_said() -> None:
     broken = ContainerProvider(Options(image="localhost/nobody-has-this", engine=ENGINE))
     wanted = request("container:x")
     (offer,) = portal().call(broken.offers(wanted))
     with pytest.raises(ProviderError, match="run` failed"):
         portal().call(broken.launch(offer, wanted, "f1"))
-
-    async def cancelled() -> None:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(ContainerProvider(options).launch, offer, wanted, "f2")
-            while not names():
-                await anyio.sleep(0.05)
-            tasks.cancel_scope.cancel()
-
-    portal().call(cancelled())
     assert names() == []
 
 

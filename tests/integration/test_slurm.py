@@ -8,12 +8,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from live import until
 from slurm_cluster import Cluster, missing, slurm
 from sshd import running
+from test_conformance import without_folder_for_machines
 
 from mlinfra_sdk.catalog.gpus import parse_gpus
 from mlinfra_sdk.errors import MachineLost, ProviderError, RequestError
@@ -21,10 +23,12 @@ from mlinfra_sdk.ledger import Ledger
 from mlinfra_sdk.machines import lifecycle
 from mlinfra_sdk.machines.portal import portal
 from mlinfra_sdk.machines.sweep import sweep
+from mlinfra_sdk.paths import data_dir
 from mlinfra_sdk.providers.slurm import Options, SlurmProvider, _seconds
 from mlinfra_sdk.providers.waiting import listening
 from mlinfra_sdk.session import Session
 from mlinfra_sdk.spec import Request
+from mlinfra_sdk.testing import ProviderSuite
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"not installed: {', '.join(missing())}")
 
@@ -42,6 +46,20 @@ def cluster(
             patch.setenv(name, value)
         yield it
         assert jobs(it) == []
+
+
+class TestSlurm(ProviderSuite):
+    on = "slurm"
+
+    @pytest.fixture(autouse=True)
+    @staticmethod
+    def _cluster(cluster: Cluster) -> None:
+        pass
+
+    @contextmanager
+    def broken(self) -> Iterator[None]:
+        with without_folder_for_machines(data_dir() / "host"):
+            yield
 
 
 def jobs(cluster: Cluster, form: str = "%i") -> list[str]:
@@ -73,21 +91,6 @@ def test_a_job_runs_cells_and_ends_with_its_session(cluster: Cluster) -> None:
         assert machine is not None
         assert jobs(cluster, "%k") == [machine.id]
     assert jobs(cluster) == []
-
-
-def test_it_is_found_by_its_key_also_after_a_crash(cluster: Cluster) -> None:
-    """A launcher that died after sbatch has left nothing but its intent in the ledger."""
-    provider, request = SlurmProvider(), Request(on="slurm")
-    (offer,) = portal().call(provider.offers(request))
-    first = portal().call(provider.launch(offer, request, "a1b2c3"))
-    again = portal().call(provider.launch(offer, request, "a1b2c3"))
-    assert again.data["job"] == first.data["job"]
-    (found,) = portal().call(provider.list())
-    assert (found.key, found.data["job"]) == ("a1b2c3", first.data["job"])
-    portal().call(provider.stop(found))
-    portal().call(provider.stop(found))
-    status = portal().call(provider.status(first))
-    assert not status.alive and jobs(cluster) == []
 
 
 def test_it_ends_by_itself_when_nobody_uses_it(cluster: Cluster) -> None:
@@ -233,7 +236,9 @@ def test_the_client_is_killed_and_another_process_goes_on(cluster: Cluster, tmp_
 import os, signal
 from mlinfra_sdk.providers.waiting import listening
 from mlinfra_sdk.session import Session
+from mlinfra_sdk.paths import data_dir
 from mlinfra_sdk.spec import Request
+from mlinfra_sdk.testing import ProviderSuite
 it = Session(namespace={}, request=Request(on="slurm", machine="shared", sync=False, env="none"))
 it.run("there = 6 * 7")
 os.kill(os.getpid(), signal.SIGKILL)

@@ -37,6 +37,9 @@ _UNCLAIMED = 900
 _GRACE = 10
 """Seconds that an agent has to end in order."""
 _START_SECONDS = 5.0
+_STARTING = 30.0
+"""Seconds that a container which exists may take to run."""
+_NOT_YET = frozenset({"configured", "created", "initialized"})
 _KEY, _USER = "mlinfra.key", "mlinfra.user"
 
 
@@ -120,11 +123,9 @@ class ContainerProvider(ExecProvider):
         if it is not here."""
         data = {"engine": self._engine, "name": f"mlinfra-{key}"}
         try:
-            if await _state(data) != "running":
-                tell(f"starting a container of {self._options.image}, which is pulled if need be")
-                await _engine_must(data["engine"], *self._run(data["name"], key, request))
-                private = ["exec", data["name"], "chmod", "700", _HOME, _MACHINES]
-                await _engine_must(data["engine"], *private)
+            await self._make(data, key, request)
+            private = ["exec", data["name"], "chmod", "700", _HOME, _MACHINES]
+            await _engine_must(data["engine"], *private)
             return await self.start_agent(
                 data, request, key, previous, home=_HOME, python=self._options.python
             )
@@ -132,6 +133,23 @@ class ContainerProvider(ExecProvider):
             with anyio.CancelScope(shield=True):
                 await _remove(data)
             raise
+
+    async def _make(self, data: Mapping[str, str], key: str, request: Request) -> None:
+        """Have the container run, whoever starts it: another launch of this key may be at it."""
+        for _ in range(2):
+            if await _state(data) == "running":
+                return
+            tell(f"starting a container of {self._options.image}, which is pulled if need be")
+            words = self._run(data["name"], key, request)
+            status, _, err = await _ask_engine(data["engine"], *words)
+            if status == 0 or ("already in use" in err and await _starts(data)):
+                return
+            if "already in use" not in err:
+                raise _failed(data["engine"], "run", status, err)
+            await _remove(data)  # it has ended, and nobody has removed it
+        raise ProviderError(
+            f"The container {data['name']} is made and removed by others.", hint="Try again."
+        )
 
     def _run(self, name: str, key: str, request: Request) -> list[str]:
         options = self._options
@@ -211,6 +229,15 @@ async def _state(data: Mapping[str, str]) -> str:
     raise LinkError(f"{data['engine']} does not answer: {err.strip()[-500:]}")
 
 
+async def _starts(data: Mapping[str, str]) -> bool:
+    """Whether a container that somebody else has made comes to run."""
+    with anyio.move_on_after(_STARTING):
+        while (state := await _state(data)) in _NOT_YET:
+            await anyio.sleep(0.1)
+        return state == "running"
+    return False
+
+
 async def _remove(data: Mapping[str, str]) -> None:
     """End a container and wait until it is gone. No error for one that is."""
     await _ask_engine(data["engine"], "rm", "--force", "--volumes", data["name"])
@@ -224,11 +251,15 @@ async def _remove(data: Mapping[str, str]) -> None:
 async def _engine_must(engine: str, *words: str) -> str:
     status, out, err = await _ask_engine(engine, *words)
     if status:
-        raise ProviderError(
-            f"`{engine} {words[0]}` failed: {err.strip()[-500:] or f'status {status}'}",
-            hint=f"Try it by hand: {engine} {words[0]} ...",
-        )
+        raise _failed(engine, words[0], status, err)
     return out
+
+
+def _failed(engine: str, word: str, status: int, err: str) -> ProviderError:
+    return ProviderError(
+        f"`{engine} {word}` failed: {err.strip()[-500:] or f'status {status}'}",
+        hint=f"Try it by hand: {engine} {word} ...",
+    )
 
 
 async def _ask_engine(engine: str, *words: str) -> tuple[int, str, str]:
