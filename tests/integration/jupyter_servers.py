@@ -103,7 +103,9 @@ class JupyterServer:
 
     def furnish(self) -> None:
         """Make the environment there that the first machine would make."""
-        furnished(self.home / ".cache" / "mlinfra" / "sdk")
+        private = self.home / ".cache" / "mlinfra"
+        private.mkdir(mode=0o700, parents=True, exist_ok=True)
+        furnished(private / "sdk")
 
     def stop(self) -> None:
         if self._process is not None:
