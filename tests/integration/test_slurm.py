@@ -236,9 +236,7 @@ def test_the_client_is_killed_and_another_process_goes_on(cluster: Cluster, tmp_
 import os, signal
 from mlinfra_sdk.providers.waiting import listening
 from mlinfra_sdk.session import Session
-from mlinfra_sdk.paths import data_dir
 from mlinfra_sdk.spec import Request
-from mlinfra_sdk.testing import ProviderSuite
 it = Session(namespace={}, request=Request(on="slurm", machine="shared", sync=False, env="none"))
 it.run("there = 6 * 7")
 os.kill(os.getpid(), signal.SIGKILL)
