@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from .ledger import Costs
 
 _MONTH = "month:"
+_REMEMBERED = 300.0
+"""Seconds for which the cost of a machine that has ended is not worked out again."""
 
 
 class Allotments(LedgerFile):
@@ -51,6 +54,12 @@ class Allotments(LedgerFile):
         in micro-USD, and of all machines but the one with the id ``without``."""
         return self._use(scope, without)
 
+    @functools.cached_property
+    def _ended(self) -> dict[tuple[str, str], tuple[float, int]]:
+        """What machines that have ended cost in a scope, and when that was found out: only a bill
+        can change it, and to work out a month with hundreds of machines takes a second."""
+        return {}
+
     def _use(self, scope: str, without: str = "") -> tuple[int, int]:
         now = time.time()
         since, until = _month(scope) if scope.startswith(_MONTH) else (0.0, now)
@@ -63,7 +72,13 @@ class Allotments(LedgerFile):
         )
         spent = held = 0
         for machine, amount, stopped in rows:
-            cost = self.costs(machine, since=since, until=min(until, now)).best.total
+            known = self._ended.get((scope, machine)) if stopped is not None else None
+            if known is not None and now - known[0] < _REMEMBERED:
+                cost = known[1]
+            else:
+                cost = self.costs(machine, since=since, until=min(until, now)).best.total
+                if stopped is not None:
+                    self._ended[scope, machine] = now, cost
             spent += cost
             if stopped is None and amount is not None:
                 held += max(0, amount - cost)

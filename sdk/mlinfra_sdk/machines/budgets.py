@@ -86,8 +86,8 @@ def share(
     if scopes:
         left = granted
         for scope, (limit, name) in scopes.items():
-            others = sum(ledger.scope_use(scope, without=machine.id))
-            spent, _ = ledger.scope_use(scope)
+            spent, held = ledger.scope_use(scope, without=machine.id)
+            others, spent = spent + held, spent + cost
             if limit - others < left:
                 left, tightest = limit - others, name
             if spent >= WARN * limit:
