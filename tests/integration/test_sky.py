@@ -103,11 +103,11 @@ def test_its_optimizer_chooses_the_cheapest_and_has_others_at_hand(cluster: Clus
 def test_what_cannot_be_had_is_explained(cluster: Cluster) -> None:
     with pytest.raises(RequestError, match=r"on=sky has no gpu=H100\. .* satisfying"):
         offers(provider(), "H100")
-    with pytest.raises(RequestError, match=r"on=sky:aws has no gpu=A10.*aws"):
-        offers(provider("aws"), "A10")
+    with pytest.raises(RequestError, match=r"on=sky:lambda has no gpu=A10.*ambda"):
+        offers(provider("lambda"), "A10")
     assert provider("slurm").check() == []
-    (problem,) = provider("aws").check()
-    assert problem.what == "aws is not enabled in SkyPilot." and "check aws" in problem.mend
+    (problem,) = provider("lambda").check()
+    assert problem.what == "lambda is not enabled in SkyPilot." and "check lambda" in problem.mend
     # Between the offer and the launch it may be gone.
     (offer,) = offers(provider("slurm/dear"), "A10")
     full = replace(offer, gpu=Gpu("A10", 3))

@@ -22,6 +22,8 @@ from typing import Any
 
 _IDLE = 600.0
 """Seconds without a request after which this process ends; the next request starts another."""
+_ROLL_BACK = 900.0
+"""Seconds that a takedown may last when nobody waits for it."""
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _CHATTER = re.compile(r"<sky-payload|[-─]{5}|.*View logs|\s*$")
 _LONGEST_MESSAGE = 600
@@ -320,6 +322,9 @@ class Conversation:
                 with self._lock:
                     self._busy += 1
                 threading.Thread(target=self._work, args=(request,), daemon=True).start()
+        patience = threading.Timer(_ROLL_BACK, os._exit, (1,))
+        patience.daemon = True
+        patience.start()
         for cluster in list(_launching):
             with contextlib.suppress(Exception):
                 down(print, cluster)
