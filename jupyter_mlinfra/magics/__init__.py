@@ -23,7 +23,7 @@ from mlinfra_sdk.session import Session
 from mlinfra_sdk.spec import Layer, Request, Resolved
 from mlinfra_sdk.units import format_size
 
-from . import completion, grammar, status
+from . import compare, completion, grammar, status
 from .cells import Cells, new_card, show_errors_once
 from .sessions import Sessions
 
@@ -66,6 +66,10 @@ class RemoteMagics:
             "checkpoints": self._checkpoints,
         }
         handlers[command.name](command)
+
+    def compare_cell(self, line: str, cell: str) -> None:
+        """``%%compare``."""
+        compare.compare_cell(self.shell, line, cell, self._settings)
 
     def _resolve(self, layer: Layer | None = None) -> Resolved:
         layers = [*spec.configured(), self._settings]
@@ -286,11 +290,16 @@ def load(shell: InteractiveShell) -> None:
     def remote_line(text: str) -> None:
         line(text)
 
+    def compare_cell(text: str, body: str) -> None:
+        magics.compare_cell(text, body)
+
+    compare_cell.__doc__ = compare.HELP
     remote_cell.__doc__ = grammar.CELL_HELP
     remote_line.__doc__ = grammar.LINE_HELP
     register: Any = shell.register_magic_function
     register(remote_cell, "cell", "remote")
     register(remote_line, "line", "remote")
+    register(compare_cell, "cell", "compare")
     shell.events.register("pre_run_cell", magics.before_cell)
     shell.events.register("post_run_cell", magics.after_cell)
     completion.install(shell, machines=magics.machine_names, pullable=magics.pullable)

@@ -86,6 +86,14 @@ def parse_cell(line: str) -> Layer:
     return spec.parse(pairs, place=CELL, origin=CELL_ORIGIN)
 
 
+def pairs_of(line: str, origin: str, own: tuple[str, ...] = ()) -> dict[str, str]:
+    """The words of another magic's line, which has keys of its own beside the settings."""
+    words = _words(line, origin)
+    mine = [word for word in words if word.partition("=")[0] in own and "=" in word]
+    found = _pairs([word for word in words if word not in mine], NOTEBOOK, origin)
+    return found | dict(word.split("=", 1) for word in mine)
+
+
 def parse_command(line: str) -> Command:
     """A ``%remote`` line; without a subcommand it is ``status``."""
     words = _words(line, "the %remote line") or ["status"]

@@ -18,6 +18,7 @@ from ._version import __version__
 if TYPE_CHECKING:
     from .checkpoints.checkpointer import checkpoint as checkpoint
     from .checkpoints.keep import Keep as Keep
+    from .comparison import compare as compare
     from .decorator import RemoteFunction as RemoteFunction
     from .decorator import remote as remote
     from .errors import KernelDied as KernelDied
@@ -42,6 +43,7 @@ _ERRORS = (
 _HOME = {
     "Keep": "checkpoints.keep",
     "RemoteFunction": "decorator",
+    "compare": "comparison",
     "checkpoint": "checkpoints.checkpointer",
     "data": "sources",
     "RemoteValue": "namespace.remote_value",

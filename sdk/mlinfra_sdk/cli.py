@@ -99,6 +99,10 @@ def _dispatch(words: list[str]) -> int:
         from mlinfra_sdk import cli_checkpoints
 
         return cli_checkpoints.dispatch(options)
+    if options.command == "compare":
+        from mlinfra_sdk import cli_compare
+
+        return cli_compare.dispatch(options)
     if options.command == "cost":
         from mlinfra_sdk import cli_cost
 
@@ -138,6 +142,20 @@ def _parser() -> argparse.ArgumentParser:
         "with the place where it was set.",
     )
     status.add_argument("--json", action="store_true", help="print JSON")
+
+    compare = commands.add_parser(
+        "compare",
+        help="run a Python script on several targets: how fast, at what cost",
+        usage="mlinfra compare FILE.py on=TARGET,TARGET [repeat=N] [KEY=VALUE ...] "
+        "[--json | --csv]",
+        description="Runs the script on each target, one process each, and compares time, cost, "
+        "use of the machine and the variables that it leaves. Settings are those of `mlinfra run`.",
+    )
+    compare.add_argument("file", metavar="FILE.py", help="the script")
+    compare.add_argument("settings", metavar="KEY=VALUE", nargs="+", help="targets and settings")
+    shape = compare.add_mutually_exclusive_group()
+    shape.add_argument("--json", action="store_true", help="print JSON")
+    shape.add_argument("--csv", action="store_true", help="print CSV, a line for each figure")
 
     quote = commands.add_parser(
         "quote",

@@ -71,6 +71,7 @@ class Connection:
         request: Request | None = None,
         notebook: str = "",
         root: Path | None = None,
+        trial: bool = False,
         **settings: object,
     ) -> None:
         if request is None:
@@ -88,6 +89,7 @@ class Connection:
         self._ledger: Ledger | None = None
         self._store = ChunkStore(paths.data_dir() / "store")
         self._files = SessionFiles(root, self._store)
+        self._trial = self._files.trial = trial
         self._name = ""
         self._machine: LiveMachine | None = None
         self._synced = ""
@@ -283,6 +285,7 @@ class Connection:
             hidden=self._hidden,
             eager_limit=self.request.eager_limit,
             shared_fs=shared_fs,
+            takes_ambient=not self._trial,
         )
 
     def _fetch(self, token: str) -> Outputs:

@@ -32,6 +32,9 @@ class Session(Exchange):
     the first use, and is stopped by :meth:`close`, or when this process ends, unless it was given
     a name by ``machine``.
 
+    With ``trial`` nothing that runs do appears here but in ``namespace``: neither files that they
+    write nor what they do to random generators and other state of modules.
+
     Threads may share a session; their runs take place one after the other.
     """
 

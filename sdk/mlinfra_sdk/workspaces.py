@@ -29,6 +29,9 @@ class SessionFiles:
     def __init__(self, root: Path | None, store: ChunkStore) -> None:
         self.root = Path(os.path.realpath(root or os.getcwd()))
         self._store = store
+        self.trial = False
+        """Whether nothing that runs write comes here; what they read goes there once."""
+        self._brought = False
         self._workspace: Workspace | None = None
         self._link: tuple[AgentClient, LiveMachine] | None = None
         self._before = Report()
@@ -51,6 +54,7 @@ class SessionFiles:
     ) -> None:
         """The session has this connection now; ``shared``: the machine has our files."""
         self._workspace = None
+        self._brought = False
         self._link = None if shared else (client, machine)
         if sync and not shared:  # also what is prepared before the first sync works there
             places.register(workspace_name(self.root), str(self.root))
@@ -90,7 +94,8 @@ class SessionFiles:
         see other files."""
         self._before = Report()
         workspace = self._active(request)
-        if workspace is not None:
+        if workspace is not None and not (self.trial and self._brought):
+            self._brought = True
             self._before = workspace.sync(_progress(frontend))
             places.register(workspace.name, str(self.root))
             workspace.stale = True  # whatever the run does
@@ -100,7 +105,7 @@ class SessionFiles:
         run is over, and what it has written is safe on the machine."""
         report, self._before = self._before, Report()
         workspace = self._active(request)
-        if workspace is None:
+        if workspace is None or self.trial:
             return report
         try:
             after = workspace.sync(_progress(frontend))

@@ -60,7 +60,8 @@ class LocalNamespace:
 
     ``fetch(token)`` must run :meth:`WorkerNamespace.fetch` over there and return when all chunks
     are in ``store``; ``hidden()`` names variables that are not the user's; values of more than
-    ``eager_limit`` bytes stay on the worker; ``shared_fs``: both sides see the same files.
+    ``eager_limit`` bytes stay on the worker; ``shared_fs``: both sides see the same files;
+    without ``takes_ambient`` what runs do to state outside of variables stays over there.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class LocalNamespace:
         hidden: Callable[[], Iterable[str]] = lambda: (),
         eager_limit: int = EAGER_LIMIT,
         shared_fs: bool = False,
+        takes_ambient: bool = True,
     ) -> None:
         self.ns = ns
         self.eager_limit = eager_limit
@@ -86,6 +88,7 @@ class LocalNamespace:
         self._groups: dict[int, GroupRecord] = {}
         self._there: set[str] = set()  # variables that the worker has, whatever they hold
         self._ambient: dict[str, bytes] = {}
+        self._takes_ambient = takes_ambient
         self._fresh = True
         self._remote_values: weakref.WeakValueDictionary[str, RemoteValue]
         self._remote_values = weakref.WeakValueDictionary()
@@ -266,7 +269,9 @@ class LocalNamespace:
             self._there.discard(name)
             report.deleted.append(name)
         self._record(arrived, outputs.remote)
-        if outputs.ambient or exchange is None:
+        if not self._takes_ambient:
+            self._ambient = {}
+        elif outputs.ambient or exchange is None:
             report.warnings += ambient.write_all(outputs.ambient)
             self._ambient = ambient.read_all(self._shared_fs)
         else:

@@ -213,7 +213,9 @@ class _Kind:
         points = self._points
         if points[-1] != (seconds, done) and seconds > points[-1][0]:
             points = [*points, (seconds, done)]
-        steady = [point for point in points if point[0] >= WARM_UP * seconds and point[0] > 0]
+        # A slow loop's count stands still in most readings: only those in which it moved tell.
+        moved = [after for before, after in pairwise(points) if after[1] > before[1]]
+        steady = [point for point in moved if point[0] >= WARM_UP * seconds]
         if len(steady) < 2:
             rate = done / seconds if seconds else 0.0
             return Loop(self._label, unit, done, total, seconds, rate, source, nested=nested)
