@@ -234,7 +234,6 @@ async def launched(provider: SlurmProvider) -> object:
 def test_the_client_is_killed_and_another_process_goes_on(cluster: Cluster, tmp_path: Path) -> None:
     code = """
 import os, signal
-from mlinfra_sdk.providers.waiting import listening
 from mlinfra_sdk.session import Session
 from mlinfra_sdk.spec import Request
 it = Session(namespace={}, request=Request(on="slurm", machine="shared", sync=False, env="none"))

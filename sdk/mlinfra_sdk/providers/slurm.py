@@ -179,6 +179,10 @@ class SlurmProvider(ExecProvider):
                 found = _fitting(offer.gpu, await _gres(login, self._options.partition))
                 gres = (found, offer.gpu.count) if found is not None else None
             job = await self._submit(login, request, key, gres)
+            first = (await _jobs(login)).get(key, job)
+            if first != job:  # another launch of this key was quicker
+                await _cancel(login, job)
+                job = first
         try:
             await _until_running(login, job)
             data = {"host": self._options.host, "job": job, "pipe": _pipe(key)}
@@ -309,10 +313,11 @@ def _pipe(key: str) -> str:
 
 
 async def _jobs(login: Remote) -> dict[str, str]:
-    """Our jobs that wait or run, by key."""
+    """Our jobs that wait or run, by key; the first one of each."""
     lines = await shell(login, f"squeue --me --noheader --name={_NAME} --format='%i %k'")
     pairs = (line.split() for line in lines)
-    return {pair[1]: pair[0] for pair in pairs if len(pair) == 2}
+    jobs = [(int(pair[0]), pair[1]) for pair in pairs if len(pair) == 2 and pair[0].isdigit()]
+    return {key: str(job) for job, key in sorted(jobs, reverse=True)}
 
 
 async def _state(login: Remote, job: str) -> tuple[str, str]:
