@@ -16,7 +16,7 @@ from mlinfra_sdk.comparison.chart import render
 from mlinfra_sdk.comparison.isolation import isolated
 from mlinfra_sdk.errors import RequestError
 from mlinfra_sdk.namespace.analysis import CellNames
-from mlinfra_sdk.worker.run_usage import Loop, RunUsage
+from mlinfra_sdk.worker.run_usage import DISTURBED, Loop, RunUsage
 
 
 def result(target: str, start: float, rate: float, *, price: int | None = 0) -> TargetResult:
@@ -59,6 +59,14 @@ def test_no_break_even_where_the_rates_do_not_differ_clearly(rate: float, senten
     comparison = Comparison([result("local", 0.0, 1.0), result("cloud", 1.0, rate)])
     assert comparison.break_even(comparison["cloud"]) is None
     assert sentence in str(comparison)
+
+
+def test_nothing_is_concluded_from_a_disturbed_measurement() -> None:
+    comparison = Comparison([result("local", 0.0, 1.0), result("cloud", 1.0, 5.0)])
+    comparison["cloud"].trials[0].usage.bound = DISTURBED  # type: ignore[union-attr]
+    assert comparison.break_even(comparison["cloud"]) is None
+    text = str(comparison)
+    assert "cloud was measured while other programs kept it busy." in text and "quicker" not in text
 
 
 def test_an_unknown_price_is_no_amount() -> None:

@@ -24,7 +24,7 @@ _BOX = (
     "color:var(--jp-ui-font-color1,inherit);padding:6px 8px;"
     "border:1px solid var(--jp-border-color2,rgba(128,128,128,.4));border-radius:3px"
 )
-_CELL = "text-align:left;padding:1px 12px 1px 0;white-space:nowrap"
+_CELL = "text-align:left;vertical-align:top;padding:1px 12px 1px 0;max-width:22em"
 _WIDTH = 320
 _FAINT = "opacity:.75"
 
@@ -87,7 +87,8 @@ def _table(comparison: Comparison) -> str:
         for line in lines
     )
     return (
-        '<div style="overflow-x:auto"><table style="border-collapse:collapse;margin:4px 0">'
+        '<div style="overflow-x:auto"><table style="border-collapse:collapse;margin:4px 0;'
+        'font:inherit;color:inherit">'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from mlinfra_sdk import units
-from mlinfra_sdk.worker.run_usage import Loop, RunUsage
+from mlinfra_sdk.worker.run_usage import DISTURBED, Loop, RunUsage
 
 Kind = Literal["measured", "sourced", "estimated"]
 
@@ -139,7 +139,7 @@ class TargetResult:
             if seconds is not None:
                 found[phase] = seconds
         for loop in self.loops():
-            name = f"{loop.label} {loop.unit}/s".strip()
+            name = f"rate:{loop.label or loop.unit}"
             found[name] = Figure(loop.rate, f"{loop.unit}/s", "measured", loop.source, loop.spread)
         found |= self._of_usage()
         if first is not None and self.rate is not None:
@@ -178,6 +178,13 @@ class TargetResult:
             if trial.usage and trial.usage.bound:
                 return f"{trial.usage.bound} ({trial.usage.evidence})"
         return ""
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether other programs kept its machine busy: its rates are not to be relied on."""
+        return any(
+            trial.usage is not None and trial.usage.bound == DISTURBED for trial in self.good()
+        )
 
     def work(self) -> tuple[str, float] | None:
         """A unit of the work and its rate per second: that of the outermost loop, or the whole
@@ -232,7 +239,7 @@ class Comparison:
         work = target.work()
         if one is None or other is None or work is None or target is self.reference:
             return None
-        if one[1] < CLEAR * other[1]:
+        if one[1] < CLEAR * other[1] or self.reference.disturbed or target.disturbed:
             return None
         needed = max(0.0, (other[0] - one[0]) / (one[1] - other[1]))
         return Figure(needed, work[0], "estimated", "measured rates and times")
@@ -317,10 +324,13 @@ class Comparison:
         """Header and lines of what is shown: a line for each figure, a column for each target."""
         figures = [self.all_figures(target) for target in self.targets]
         names = list(dict.fromkeys(name for found in figures for name in found))
+        names.sort(key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
         lines = []
         for name in names:
             cells = [str(found[name]) if name in found else "" for found in figures]
-            lines.append([_WORDS.get(name, name.replace("_", " ")), *cells])
+            if name == "break_even":
+                cells = ["at once" if cell.startswith("~0 ") else cell for cell in cells]
+            lines.append([_words(name), *cells])
         if any(target.bound for target in self.targets):
             lines.append(["bound by", *(target.bound for target in self.targets)])
         if len(self.targets) > 1:
@@ -342,10 +352,16 @@ class Comparison:
                         f"From about {_ceil(even.value)} {unit} on, {target.name} is quicker from"
                         f" door to door than {self.reference.name} (estimated)."
                     )
-            elif target is not self.reference and target.done and self.reference.done:
+            elif self._can_be_judged(target):
                 yield self._no_gain(target)
+            if target.disturbed:
+                yield f"{target.name} was measured while other programs kept it busy."
             yield from (f"{target.name} differs at {place}" for place in target.differences)
             yield from (f"{target.name}: {note}" for note in target.notes)
+
+    def _can_be_judged(self, target: TargetResult) -> bool:
+        both = (target, self.reference)
+        return target is not self.reference and all(it.done and not it.disturbed for it in both)
 
     def _no_gain(self, target: TargetResult) -> str:
         gain = self.speed_up(target)
@@ -361,6 +377,13 @@ class Comparison:
     def __str__(self) -> str:
         header, lines = self.table()
         return "\n".join([*_aligned([header, *lines]), "", *self.sentences(), WARM_UP_RULE])
+
+
+_FIRST = ("first_result", *PHASES)
+
+
+def _words(figure: str) -> str:
+    return _WORDS.get(figure, figure.replace("rate:", "rate of ").replace("_", " "))
 
 
 _WORDS = {

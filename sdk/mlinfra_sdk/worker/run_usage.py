@@ -18,6 +18,7 @@ _POINTS = 600
 _GPU_BUSY, _GPU_WAITS, _MEMORY_BUSY = 80.0, 60.0, 70.0
 _CORES_BUSY = 0.85
 _ONE_CORE = 0.8
+DISTURBED = "other programs of the machine"
 
 
 class GpuReading(msgspec.Struct, omit_defaults=True):
@@ -246,7 +247,7 @@ def _bound(usage: RunUsage) -> tuple[str, str]:
         if usage.gpu_busy >= _GPU_WAITS:
             return "GPU and input alike", f"{busy}, {cores}"
     if _crowded(usage):
-        return "other programs of the machine", f"{cores}, {usage.others:.1f} by others"
+        return DISTURBED, f"{cores}, {usage.others:.1f} by others"
     if usage.cores >= _CORES_BUSY * usage.cores_here:
         return "processor", cores
     if usage.cores >= _ONE_CORE:
