@@ -1,5 +1,5 @@
 """Start the agent: ``python -m mlinfra_sdk.worker DIRECTORY``."""
 
-from mlinfra_sdk.worker.agent import main
+from mlinfra_sdk.worker.process import main
 
 main()

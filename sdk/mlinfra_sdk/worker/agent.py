@@ -4,17 +4,9 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 import platform
 import secrets
-import select
-import shutil
-import signal
-import sys
-import tempfile
 import time
-import traceback
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,32 +16,21 @@ import anyio.abc
 import msgspec
 
 from mlinfra_sdk import paths
-from mlinfra_sdk._version import __version__
 from mlinfra_sdk.checkpoints.store import FOLDER_VARIABLE
 from mlinfra_sdk.errors import EnvironmentFailed, LinkClosed, MlinfraError, RequestError
 from mlinfra_sdk.link.frames import Channel
-from mlinfra_sdk.link.server import LinkServer, serve
 from mlinfra_sdk.link.session import LinkSession
 from mlinfra_sdk.link.state import State
-from mlinfra_sdk.link.wire import serve_unix
 from mlinfra_sdk.objects.bulk import Bulk
-from mlinfra_sdk.objects.compression import FEATURE
 from mlinfra_sdk.objects.store import ChunkStore
 from mlinfra_sdk.sources import VARIABLE
-from mlinfra_sdk.worker import activity, gpus, upkeep
+from mlinfra_sdk.worker import gpus, upkeep
 from mlinfra_sdk.worker import messages as m
 from mlinfra_sdk.worker.checkpoints import AgentCheckpoints
 from mlinfra_sdk.worker.datasets import Datasets
 from mlinfra_sdk.worker.environments import Environments
 from mlinfra_sdk.worker.files import Files
-from mlinfra_sdk.worker.folder import (
-    SOCKET,
-    SOCKETS,
-    Config,
-    load_config,
-    record_end,
-    remove_sockets,
-)
+from mlinfra_sdk.worker.folder import Config, make_sockets, remove_sockets
 from mlinfra_sdk.worker.kernel_host import KernelHost
 from mlinfra_sdk.worker.monitor import Monitor
 from mlinfra_sdk.worker.notices import Notices
@@ -61,7 +42,6 @@ from mlinfra_sdk.worker.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
-_UNKNOWN = "its launcher was gone before it was ready"
 _IN_ORDER = (m.Execute, m.Collected, m.Comm, m.Answer, m.Interrupt)
 _NO_WORK = (
     *(m.Describe, m.ListRuns, m.Accelerators, m.AskPlatform, m.Limit, m.Pay, m.Extend, m.Observe),
@@ -83,7 +63,7 @@ class Agent:
         """Those of clients that want something, not only to observe."""
         self._prestarted = ""
         self._config = config
-        self._sockets = _make_sockets(folder)
+        self._sockets = make_sockets(folder)
         self._tasks = tasks
         self._kernels: dict[str, KernelHost] = {}
         self._listeners: dict[str, LinkSession] = {}
@@ -474,108 +454,3 @@ class Agent:
             self.watchdog.touch()
             self._notices.ended(record.parent)
             self.runs.ended(run, record)
-
-
-async def run(folder: Path, config: Config, announce: Callable[[], None]) -> str:
-    """Run an agent in ``folder`` until something ends it; gives the reason.
-
-    ``announce`` is called when clients can connect.
-    """
-    async with anyio.create_task_group() as tasks:
-        agent = Agent(folder, config, tasks)
-        if config.prestart:
-            agent.prestart("main")
-        info = {"version": __version__, "store": agent.store.id}
-
-        async def listen(server: LinkServer) -> None:
-            await serve_unix(folder / SOCKET, server.handle)
-
-        async with serve(config.secret, agent.on_session, features=[FEATURE], info=info) as server:
-            tasks.start_soon(listen, server)
-            tasks.start_soon(_obey_signals, agent.watchdog)
-            watchdog = agent.watchdog
-            tasks.start_soon(agent.monitor.watch)
-            tasks.start_soon(activity.watch, lambda: watchdog.idle_seconds, watchdog.worked)
-            if not config.shared_fs:  # a shared store is in its client's care
-                tasks.start_soon(upkeep.keep_room, agent.store)
-            while not (folder / SOCKET).exists():
-                await anyio.sleep(0.001)
-            try:
-                announce()
-            except BrokenPipeError:
-                agent.watchdog.end(_UNKNOWN)
-            reason = await agent.watchdog.wait()
-            logger.info("The agent ends: %s", reason)
-            await agent.close()
-        tasks.cancel_scope.cancel()
-    if reason == _UNKNOWN and not any(agent.runs.listed()):
-        shutil.rmtree(folder, ignore_errors=True)
-    record_end(folder, reason, agent.watchdog.uptime)
-    return reason
-
-
-def _make_sockets(folder: Path) -> Path:
-    """A folder for the sockets of kernels. Their addresses hold about 100 bytes, and the machine's
-    own folder may be too deep; but from there it is found, should the agent not end in order."""
-    remove_sockets(folder)
-    parent = tempfile.gettempdir()
-    sockets = Path(tempfile.mkdtemp(prefix="mlinfra-", dir=parent if len(parent) < 75 else "/tmp"))
-    try:
-        (folder / SOCKETS).symlink_to(sockets)
-    except OSError:
-        sockets.rmdir()
-        raise
-    return sockets
-
-
-async def _obey_signals(watchdog: Watchdog) -> None:
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for _ in signals:
-            watchdog.end("stopped")
-
-
-def main() -> None:
-    """``python -m mlinfra_sdk.worker DIRECTORY``: prints ``ready`` when clients can connect."""
-    folder = Path(sys.argv[1])
-    if _abandoned():  # the folder may be another agent's by now
-        sys.exit("The launcher of this agent is gone.")
-    config = load_config(folder)
-    os.close(os.open(folder / "agent.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
-    logging.basicConfig(
-        filename=folder / "agent.log",
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
-
-    ready, complaints = os.dup(1), os.fdopen(os.dup(2), "w")
-    _redirect_output(folder / "kernel.log")
-
-    def announce() -> None:
-        with complaints:
-            os.write(ready, b"ready\n")
-            os.close(ready)
-
-    try:
-        anyio.run(run, folder, config, announce)
-    except Exception:
-        if not complaints.closed:
-            traceback.print_exc(file=complaints)
-        raise
-
-
-def _abandoned() -> bool:
-    """Whether nobody reads any more what this process prints."""
-    poll = select.poll()
-    poll.register(1, 0)
-    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
-
-
-def _redirect_output(log: Path) -> None:
-    """What kernels inherit: their launcher soon stops to read, and what they write below Python
-    is shown in the notebook and also written here, which must neither block nor fail."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    errors = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.dup2(null, 1)
-    os.dup2(errors, 2)
-    os.close(null)
-    os.close(errors)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -63,6 +64,20 @@ def record_end(folder: Path, reason: str, seconds: float) -> None:
         if path:
             with suppress(OSError), open(path, "wb") as file:
                 file.write(record)
+
+
+def make_sockets(folder: Path) -> Path:
+    """A folder for the sockets of kernels. Their addresses hold about 100 bytes, and the machine's
+    own folder may be too deep; but from there it is found, should the agent not end in order."""
+    remove_sockets(folder)
+    parent = tempfile.gettempdir()
+    sockets = Path(tempfile.mkdtemp(prefix="mlinfra-", dir=parent if len(parent) < 75 else "/tmp"))
+    try:
+        (folder / SOCKETS).symlink_to(sockets)
+    except OSError:
+        sockets.rmdir()
+        raise
+    return sockets
 
 
 def remove_sockets(folder: Path) -> None:
