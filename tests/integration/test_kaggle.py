@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import zlib
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +30,7 @@ from mlinfra_sdk.providers.kaggle.service import ADDRESS, TOOL
 from mlinfra_sdk.session import Session
 from mlinfra_sdk.spec import Request
 from mlinfra_sdk.testing import ProviderSuite
+from mlinfra_sdk.worker import batch
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +113,73 @@ def test_cells_run_as_pushed_scripts(service: Emulator, capsys: pytest.CaptureFi
         assert session.namespace["scale"] == 4
         with pytest.raises(Exception, match="does not support input"):
             session.run("input('name? ')")
+
+
+def test_what_a_cell_prints_is_seen_while_it_runs_and_once(
+    service: Emulator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    go = tmp_path / "go"
+    wait = f"import os, sys, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.02)\n"
+    shown = ""
+
+    def first_line_is_there() -> bool:
+        nonlocal shown
+        shown += capsys.readouterr().out
+        return "one é" in shown and service.followed > 1
+
+    def no_log_was_given() -> bool:
+        return service.followed > 0
+
+    with (
+        Session(namespace={}, request=request()) as session,
+        ThreadPoolExecutor(1) as pool,
+    ):
+
+        def go_when(seen: Callable[[], bool]) -> None:
+            try:
+                until(seen, "the log")
+            finally:
+                go.touch()
+
+        service.cuts = 1
+        done = pool.submit(go_when, first_line_is_there)
+        session.run(
+            f"print('one é {{\"mlinfra\": 7')\n{wait}os.write(1, b'of no record')\n"
+            "display({'text/plain': 'x' * 200_000}, raw=True)\n"
+            "print('two'); print('three', file=sys.stderr); x = 1"
+        )
+        done.result()
+        said = capsys.readouterr()
+        assert "two" in said.out and "three" in said.err and session.namespace["x"] == 1
+        said_in_all = shown + said.out
+        assert [said_in_all.count(it) for it in ("one", "x" * 200_000, "two")] == [1, 1, 1]
+        # Without a log that grows, all comes at the end.
+        service.has_logs, service.followed = False, 0
+        go.unlink()
+        done = pool.submit(go_when, no_log_was_given)
+        session.run(f"print('four')\n{wait}print('five')")
+        done.result()
+        assert capsys.readouterr().out == "four\nfive\n"
+
+
+def test_a_log_is_read_once_in_whatever_pieces() -> None:
+    def line(number: int, content: str) -> str:
+        said = {"mlinfra": number, "type": "stream", "content": content, "metadata": {}}
+        return json.dumps({**said, "crc": zlib.crc32(json.dumps(said).encode())}) + "\n"
+
+    good = line(1, '{"mlinfra": ') + "and so" + line(2, "ü" * 50) + line(3, "three")
+    for place in (14, 30):  # within the line's structure, and within one of its texts
+        broken = line(4, "never")[:place] + "of another writer" + line(4, "never")[place:]
+        text = "pip says so\n" + good + broken + line(5, "five")
+        for size in (1, 7, 1000):
+            log, found = batch.Log(), []
+            for whole in (text[:150], text):
+                log.rewind()
+                for start in range(0, len(whole), size):
+                    pieces = log.read(whole[start : start + size])
+                    found += [json.loads(record.content) for record in pieces]
+            # What comes after one that is lost is left to the journal.
+            assert found == ['{"mlinfra": ', "ü" * 50, "three"] and log.number == 3
 
 
 def test_an_interrupt_cancels_the_run(service: Emulator, tmp_path: Path) -> None:

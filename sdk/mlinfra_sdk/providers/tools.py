@@ -9,25 +9,29 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import anyio
 import anyio.to_thread
 import msgspec
+from anyio.streams.buffered import BufferedByteReceiveStream
 
 from mlinfra_sdk import errors, paths
 from mlinfra_sdk.errors import LinkError, MlinfraError, ProviderError
 from mlinfra_sdk.worker.uv import uv_binary
 
+_LINE = 64 << 20
+"""Bytes of the longest line that is taken from a script."""
 _CLEAN = ("VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH", "PYTHONHOME")
 
 
 class Tool(msgspec.Struct, frozen=True):
     """A client: ``requirements`` are installed for a Python of at least version ``python``, and
     ``script`` is a file of ours that is run by it. The script reads one line of JSON from stdin
-    and prints one :class:`Answer`."""
+    and prints one :class:`Answer`, or for :func:`listen` one a line."""
 
     name: str
     requirements: tuple[str, ...]
@@ -63,6 +67,43 @@ async def ask(tool: Tool, request: Mapping[str, Any], environment: Mapping[str, 
         raise ProviderError(
             f"{tool.requirements[0]} failed (status {done.returncode}): {said or 'it said nothing'}"
         ) from None
+    return _result(answer)
+
+
+async def listen(
+    tool: Tool,
+    request: Mapping[str, Any],
+    take: Callable[[Any], Awaitable[None]],
+    patience: float,
+) -> None:
+    """Give ``take`` every result of a script that prints many, as they come, until it ends; errors
+    and being cancelled are as with :func:`ask`. Raises :class:`LinkError` if it is silent for more
+    than ``patience`` seconds."""
+    python = await anyio.to_thread.run_sync(python_of, tool, abandon_on_cancel=True)
+    async with await anyio.open_process(
+        [str(python), "-I", str(tool.script)],
+        stderr=subprocess.DEVNULL,
+        env=clean_environment(),
+        start_new_session=True,
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        lines = BufferedByteReceiveStream(process.stdout)
+        try:
+            await process.stdin.send(msgspec.json.encode(request) + b"\n")
+            while True:
+                with anyio.fail_after(patience):
+                    line = await lines.receive_until(b"\n", _LINE)
+                await take(_result(msgspec.json.decode(line, type=Answer)))
+        except anyio.IncompleteRead:
+            return
+        except TimeoutError:
+            raise LinkError(f"{tool.requirements[0]} has said nothing for long.") from None
+        finally:
+            with suppress(ProcessLookupError):
+                process.kill()
+
+
+def _result(answer: Answer) -> Any:
     if not answer.kind:
         return answer.result
     kind = getattr(errors, answer.kind, ProviderError)
@@ -135,7 +176,7 @@ def _install(tool: Tool, folder: Path, requirements: Sequence[str]) -> None:
     said = _uv("pip", "install", "--quiet", "--python", python, *requirements)
     if said is not None:
         raise LinkError(
-            f"{requirements[-1]}, which on={tool.name} needs, could not be installed: {said}",
+            f"What on={tool.name} needs ({', '.join(requirements)}) could not be installed: {said}",
             hint="It comes from the package index that uv is set up for.",
         )
 

@@ -3,6 +3,9 @@
 ``python -m mlinfra_sdk.worker.batch FOLDER`` runs the :class:`Job` that lies there as ``job`` in a
 kernel of its own, with chunks from ``store``, and leaves ``result.tar``: the run's journal, its
 last record the result or how the kernel died, and the chunks that the result names.
+
+What the journal begins with is also printed, a record a line, for services that show what a program
+prints while it runs: :class:`Log` reads it.
 """
 
 from __future__ import annotations
@@ -13,8 +16,10 @@ import os
 import sys
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import anyio
 import msgspec
@@ -32,6 +37,10 @@ from mlinfra_sdk.worker.kernel_host import KernelHost
 JOB, STORE, RESULT = "job", "store", "result.tar"
 _JOURNAL = "journal/"
 _CHUNKS = "chunks/"
+_MARK = '{"mlinfra": '
+"""How a record's line begins. Within JSON texts the quotes are escaped."""
+_LONGEST = 128 << 10
+"""Characters of a line, above which a record is not printed."""
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -49,14 +58,20 @@ async def run(folder: Path) -> None:
     journal = Journal(folder / "journal")
     ended = anyio.Event()
     chunks: list[bytes] = []
+    printing = True
 
     async def publish(record: m.Record) -> None:
+        nonlocal printing
         if record.parent != job.request.run or record.msg_type == m.BEGUN:
             return
-        journal.append(m.encode(record))
-        if record.msg_type == "stream":  # for who looks at the service's own page
-            sys.stdout.write(json.loads(record.content)["text"])
-            sys.stdout.flush()
+        number = journal.append(m.encode(record))
+        # After one that is not printed none are: what is shown early keeps its order.
+        line = _line(number, record) if printing else ""
+        printing = bool(line)
+        if not line and record.msg_type == "stream":  # for who looks at the service's own page
+            line = json.loads(record.content)["text"]
+        sys.stdout.write(line)
+        sys.stdout.flush()
         if record.msg_type == m.RESULT:
             chunks.extend(msgspec.msgpack.decode(record.buffers[0], type=Outputs).digests())
         if record.msg_type in (m.RESULT, m.DIED):
@@ -92,9 +107,67 @@ async def run(folder: Path) -> None:
             archive.addfile(member, io.BytesIO(data))
 
 
-def unpack(archive: Path, folder: Path, store: ChunkStore) -> Iterator[m.Record | Gap]:
-    """The records of a result, whose chunks are put into ``store`` before. Raises
-    :class:`tarfile.TarError` and OSError for what is no result."""
+def _line(number: int, record: m.Record) -> str:
+    """A record as it is printed; nothing for one that cannot be."""
+    if record.buffers or record.msg_type in (m.RESULT, m.DIED):
+        return ""
+    said = {
+        "mlinfra": number,
+        "type": record.msg_type,
+        "content": json.loads(record.content),
+        "metadata": json.loads(record.metadata),
+    }
+    line = json.dumps({**said, "crc": _crc(said)})  # ASCII, without a line's end
+    return f"{line}\n" if len(line) <= _LONGEST else ""
+
+
+def _crc(said: dict[str, Any]) -> int:
+    """Others may write into the middle of a long line."""
+    return zlib.crc32(json.dumps(said).encode())
+
+
+class Log:
+    """Reads what a run prints: the records that its journal begins with, each once. The text may
+    come in any pieces, with other texts in between, and from its beginning again."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        """Of the last record that was read."""
+        self._rest = ""
+
+    def rewind(self) -> None:
+        """The text begins anew."""
+        self._rest = ""
+
+    def read(self, text: str) -> Iterator[m.Record]:
+        """The records that the next piece completes, without run and kernel."""
+        self._rest += "".join(text.splitlines())
+        while (start := self._rest.find(_MARK)) >= 0:
+            self._rest = self._rest[start:]
+            try:
+                said, end = json.JSONDecoder().raw_decode(self._rest)
+            except json.JSONDecodeError:
+                # It is not complete yet, or something else was written into it.
+                end = self._rest.find(_MARK, 1)
+                if end < 0 and len(self._rest) <= 2 * _LONGEST:
+                    return
+                self._rest = self._rest[end if end > 0 else 1 :]
+                continue
+            self._rest = self._rest[end:]
+            if said.pop("crc", None) == _crc(said) and said["mlinfra"] == self.number + 1:
+                self.number += 1
+                content, metadata = (
+                    json.dumps(said[it]).encode() for it in ("content", "metadata")
+                )
+                yield m.Record("", "", 0, said["type"], content, metadata)
+        self._rest = self._rest[-len(_MARK) :]
+
+
+def unpack(
+    archive: Path, folder: Path, store: ChunkStore, after: int = 0
+) -> Iterator[m.Record | Gap]:
+    """The records of a result that come after number ``after``; its chunks are put into ``store``
+    before. Raises :class:`tarfile.TarError` and OSError for what is no result."""
     journal = folder / "journal"
     journal.mkdir(mode=0o700)
     with tarfile.open(archive) as packed:
@@ -106,7 +179,7 @@ def unpack(archive: Path, folder: Path, store: ChunkStore) -> Iterator[m.Record 
                 store.put_chunk(file.read())
             elif member.name.startswith(_JOURNAL):
                 (journal / Path(member.name).name).write_bytes(file.read())
-    reader = Journal.recover(journal).reader()
+    reader = Journal.recover(journal).reader(after)
     while found := reader.read():
         for item in found:
             yield item if isinstance(item, Gap) else m.decode_record(item)

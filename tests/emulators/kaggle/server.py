@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +20,7 @@ from typing import Any
 TOKEN = "KGAT_as-emulated"
 USER = "somebody"
 _FOREIGN = ("JUPYTER", "MLINFRA", "XDG_", "IPYTHON", "PYTHONPATH", "KAGGLE")
+_LOGS = "/api/v1/kernels/logs/stream/"
 _SMI = """#!/bin/sh
 case "$1" in
   --query-gpu=uuid,memory.total,name) i=0
@@ -44,16 +47,51 @@ class Kernel:
         script.write_text(request["text"])
         kept = {name: it for name, it in os.environ.items() if not name.startswith(_FOREIGN)}
         path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
-        self.log = folder / "log"
-        with open(self.log, "wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, str(script)],
-                cwd=self.folder,
-                env=kept | {"HOME": str(home), "PATH": path, "KAGGLE_KERNEL_RUN_TYPE": "Batch"},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        self.log: list[dict[str, Any]] = []
+        self.news = threading.Condition()
+        self._begun = time.monotonic()
+        self.process = subprocess.Popen(
+            [sys.executable, str(script)],
+            cwd=self.folder,
+            env=kept | {"HOME": str(home), "PATH": path, "KAGGLE_KERNEL_RUN_TYPE": "Batch"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self._readers = [
+            threading.Thread(target=self._read, args=it, daemon=True)
+            for it in (("stdout", self.process.stdout), ("stderr", self.process.stderr))
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self, name: str, pipe: Any) -> None:
+        """Into the log, in pieces as the process writes them."""
+        with pipe:
+            while data := os.read(pipe.fileno(), 1000):
+                event = {"stream_name": name, "time": time.monotonic() - self._begun}
+                with self.news:
+                    self.log.append(event | {"data": data.decode("utf-8", "replace")})
+                    self.news.notify_all()
+        with self.news:
+            self.news.notify_all()
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """The log from its beginning to its end, as it grows."""
+        for number in itertools.count():
+            with self.news:
+                while number == len(self.log):
+                    if self.over:
+                        return
+                    self.news.wait(1)
+            yield self.log[number]
+
+    @property
+    def over(self) -> bool:
+        """Whether its log is complete."""
+        return self.process.poll() is not None and not any(
+            reader.is_alive() for reader in self._readers
+        )
 
     @property
     def status(self) -> str:
@@ -74,15 +112,26 @@ class Emulator:
         self.pushed: list[dict[str, Any]] = []
         self.unavailable = 0
         """How many looks at what was pushed still find the service away (HTTP 503)."""
+        self.has_logs = True
+        """Whether it knows the call for a log that grows."""
+        self.cuts = 0
+        """How often such a log is still cut off after its next event."""
+        self.followed = 0
+        """How often one has been asked for."""
         self._folder = folder
         service = self
 
         class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
             def do_POST(self) -> None:
                 service._serve(self)
 
             def do_GET(self) -> None:
-                service._download(self)
+                if self.path.startswith(_LOGS):
+                    service._follow(self)
+                else:
+                    service._download(self)
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass
@@ -167,7 +216,37 @@ class Emulator:
             for path in kernel.folder.iterdir()
             if path.is_file()
         ]
-        return {"files": files, "log": kernel.log.read_text()}
+        return {"files": files, "log": json.dumps(kernel.log)}
+
+    def _follow(self, request: BaseHTTPRequestHandler) -> None:
+        """The log as server-sent events while the kernel runs, and as a list afterwards."""
+        self.followed += 1
+        if request.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return self._answer(request, 401, {"code": 401, "message": "Unauthenticated"})
+        user, _, slug = request.path.removeprefix(_LOGS).partition("/")
+        kernel = self.kernels.get(slug) if user == USER and self.has_logs else None
+        if kernel is None:
+            return self._answer(request, 404, {"code": 404, "message": "Not found"})
+        if kernel.over:
+            return self._answer(request, 200, kernel.log)
+        request.send_response(200)
+        request.send_header("Content-Type", "text/event-stream")
+        request.send_header("Transfer-Encoding", "chunked")
+        request.end_headers()
+        with suppress(OSError):  # who has asked may go at any time
+            for event in kernel.events():
+                self._say(request, json.dumps(event))
+                if self.cuts:
+                    self.cuts -= 1
+                    request.close_connection = True
+                    return None
+            self._say(request, "END_OF_LOG")
+            request.wfile.write(b"0\r\n\r\n")
+        return None
+
+    def _say(self, request: BaseHTTPRequestHandler, payload: str) -> None:
+        data = f"data: {payload}\n\n".encode()
+        request.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
 
     def _download(self, request: BaseHTTPRequestHandler) -> None:
         slug, _, name = request.path.lstrip("/").partition("/")

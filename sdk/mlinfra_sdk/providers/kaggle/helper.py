@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +16,41 @@ _LOG_IN = "Make a new API token at https://www.kaggle.com/settings; docs/provide
 
 
 def main() -> None:
-    """Answer the one request."""
+    """Answer the one request, with a line for each piece if it is for the log."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the client prints is no answer
     request = json.loads(sys.stdin.readline())
+
+    def say(answer: dict[str, Any]) -> None:
+        out.write(json.dumps(answer) + "\n")
+        out.flush()
+
     try:
-        answer = {"result": _call(request)}
+        if request["address"]:
+            _call_at(request["address"])
+        if request["call"] == "log":
+            for text in _log(request["user"], request["title"]):
+                say({"result": text})
+        else:
+            say({"result": _call(request)})
     except Exception as error:
-        answer = _explained(error)
-    out.write(json.dumps(answer))
-    out.flush()
+        say(_explained(error))
+
+
+def _call_at(address: str) -> None:
+    """Have the client take another service for Kaggle's."""
+    from kagglesdk import kaggle_env
+
+    kaggle_env._env_to_endpoint[kaggle_env.KaggleEnv.PROD] = f"{address}/api"
 
 
 def _call(request: dict[str, Any]) -> Any:
-    from kagglesdk import kaggle_env
     from kagglesdk.kaggle_client import KaggleClient
+    from kagglesdk.kaggle_env import KaggleEnv
     from kagglesdk.kernels.types import kernels_api_service as types
 
-    env = kaggle_env.KaggleEnv.PROD
-    if request["address"]:
-        env = kaggle_env.KaggleEnv.TEST
-        kaggle_env._env_to_endpoint[env] = request["address"]
     name, key = os.environ.get("KAGGLE_USERNAME"), os.environ.get("KAGGLE_KEY")
-    with KaggleClient(env=env, username=name, password=key) as kaggle:
+    with KaggleClient(env=KaggleEnv.PROD, username=name, password=key) as kaggle:
         kernels = kaggle.kernels.kernels_api_client
         if request["call"] == "quota":
             found = kernels.get_accelerator_quota_statistics(
@@ -121,7 +134,24 @@ def _fetch(kernels: Any, types: Any, where: dict[str, str], name: str, folder: P
                 return {"found": True, "log": ""}
         token = found.next_page_token
         if not token:
-            return {"found": False, "log": log[-2000:]}
+            return {"found": False, "log": _words(log)[-2000:]}
+
+
+def _words(log: str) -> str:
+    """What a log says that is over: it is kept as a list of pieces."""
+    try:
+        return "".join(piece["data"] for piece in json.loads(log))
+    except (ValueError, TypeError, KeyError):
+        return log
+
+
+def _log(user: str, title: str) -> Iterator[str]:
+    """What a script prints, piece by piece, until its end."""
+    import kaggle  # logs in
+
+    for event in kaggle.api.kernels_logs_stream(f"{user}/{title}"):
+        if event.get("stream_name", "stdout") == "stdout":
+            yield str(event.get("data", ""))
 
 
 def _explained(error: Exception) -> dict[str, str]:

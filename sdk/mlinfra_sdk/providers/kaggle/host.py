@@ -1,4 +1,5 @@
-"""What an agent has in place of a kernel: each run is pushed to Kaggle and replayed at its end."""
+"""What an agent has in place of a kernel: each run is pushed to Kaggle, and what it publishes is
+taken from its log while it runs, and from what it has left at its end."""
 
 from __future__ import annotations
 
@@ -24,6 +25,9 @@ from mlinfra_sdk.worker.messages import BEGUN, DIED, RESULT, STORE_VARIABLE, Exe
 
 _LOOK_FIRST, _LOOK_LAST = 1.0, 15.0
 """Seconds between two looks: at first, and later."""
+_AGAIN_FIRST, _AGAIN_LAST = 1.0, 60.0
+"""Seconds until a log that has ended or cannot be had is asked for again: after news, and without
+any for long."""
 _GIVE_BACK = 60.0
 
 
@@ -132,14 +136,25 @@ class KaggleHost(KernelHost):
 
     async def _until_over(self, run: str, user: str, title: str) -> str:
         """Wait, and replay what the run has left; why there is no result, or nothing."""
+        log = batch.Log()
+        following = _Following()
         pause = _LOOK_FIRST
-        while True:
-            with suppress(LinkError):  # what cannot be asked now goes on there
-                state = await service.state(user, title)
-                if state.over:
-                    break
-            await anyio.sleep(pause)
-            pause = min(pause * 1.5, _LOOK_LAST)
+        try:
+            while True:
+                with suppress(LinkError):  # what cannot be asked now goes on there
+                    state = await service.state(user, title)
+                    if state.over:
+                        break
+                    if state.status == "RUNNING" and not following.begun:
+                        following.begun = True
+                        self._tasks.start_soon(self._follow, run, user, title, log, following)
+                with anyio.move_on_after(pause):
+                    await following.all.wait()
+                    following.all = anyio.Event()
+                    pause = _LOOK_FIRST
+                pause = min(pause * 1.5, _LOOK_LAST)
+        finally:
+            await following.stop()
         with tempfile.TemporaryDirectory(prefix="mlinfra-") as place:
             folder = Path(place)
             fetched = await service.fetch(user, title, script.OUTPUT, folder)
@@ -151,7 +166,7 @@ class KaggleHost(KernelHost):
                 )
             archive = folder / script.OUTPUT
             for record in await anyio.to_thread.run_sync(
-                lambda: list(batch.unpack(archive, folder, self._store))
+                lambda: list(batch.unpack(archive, folder, self._store, after=log.number))
             ):
                 if isinstance(record, Gap):
                     continue
@@ -161,6 +176,31 @@ class KaggleHost(KernelHost):
                 if record.msg_type in (RESULT, DIED):
                     return ""
         raise ProviderError("The result that Kaggle gave is not whole.")
+
+    async def _follow(
+        self, run: str, user: str, title: str, log: batch.Log, following: _Following
+    ) -> None:
+        """Give on what the run's log shows, until it is stopped. What the log does not show comes
+        at the run's end, so nothing that is wrong with it matters to the run."""
+
+        async def take(text: str) -> None:
+            for record in log.read(text):
+                with anyio.CancelScope(shield=True):  # it counts as shown by now
+                    await self._emit(run, record.msg_type, record.content, record.metadata, [])
+
+        pause = _AGAIN_FIRST
+        try:
+            with following.scope:
+                while True:
+                    before = log.number
+                    log.rewind()
+                    with suppress(Exception):
+                        await service.follow(user, title, take)
+                        following.all.set()
+                    pause = _AGAIN_FIRST if log.number > before else min(pause * 2, _AGAIN_LAST)
+                    await anyio.sleep(pause)
+        finally:
+            following.ended.set()
 
     async def withdraw(self, run: str) -> bool:
         """Nothing waits here."""
@@ -186,6 +226,23 @@ class KaggleHost(KernelHost):
         """Cancel all runs: a service without a channel knows no milder way."""
         for scope in self._scopes.values():
             scope.cancel()
+
+
+class _Following:
+    """A task that follows a log, if it has been begun."""
+
+    def __init__(self) -> None:
+        self.begun = False
+        self.all = anyio.Event()
+        """The log seems to be complete: a look is worth it."""
+        self.scope = anyio.CancelScope()
+        self.ended = anyio.Event()
+
+    async def stop(self) -> None:
+        self.scope.cancel()
+        if self.begun:
+            with anyio.CancelScope(shield=True):
+                await self.ended.wait()
 
 
 async def _remove(user: str, title: str) -> None:

@@ -92,8 +92,8 @@ class KaggleProvider:
         quota = await service.quota()
         price = Price(0, "Kaggle: free of charge, by a weekly quota", time.strftime("%Y-%m-%d"))
         note = (
-            f"At Kaggle {quota}. A cell runs there by itself: its outputs come at its end, "
-            "variables go along and come back, files do not."
+            f"At Kaggle {quota}. A cell runs there by itself: variables go along and come back, "
+            "files do not."
         )
         return [Offer(self.name, gpu, price, _START_SECONDS, note)]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,15 @@ LOG_IN = (
 )
 ADDRESS = "MLINFRA_KAGGLE_URL"
 """The environment variable that names another service, for tests."""
-TOOL = tools.Tool("kaggle", ("kaggle==2.2.5",), (3, 11), Path(__file__).with_name("helper.py"))
+TOOL = tools.Tool(
+    "kaggle",
+    ("kaggle==2.2.5", "six"),  # six it needs and does not ask for
+    (3, 11),
+    Path(__file__).with_name("helper.py"),
+)
+_QUIET = 300.0
+"""Seconds without a word after which the connection is taken to be dead: Kaggle itself cuts one
+that idles after about 180."""
 _VARIABLES = ("KAGGLE_API_TOKEN", "KAGGLE_USERNAME")
 _FILES = ("access_token", "access_token.txt", "kaggle.json")
 
@@ -91,6 +99,13 @@ async def fetch(user: str, title: str, file: str, folder: Path) -> Fetched:
     return found
 
 
+async def follow(user: str, title: str, take: Callable[[str], Awaitable[None]]) -> None:
+    """Give ``take`` what it prints, from the beginning on, in whatever pieces; returns at its end,
+    or raises when the connection breaks."""
+    request = {"call": "log", "address": _address(), "user": user, "title": title}
+    await tools.listen(TOOL, request, take, _QUIET)
+
+
 async def delete(user: str, title: str) -> None:
     """Remove it with all that it has left; what still runs ends."""
     await _ask("delete", type(None), user=user, title=title)
@@ -99,8 +114,12 @@ async def delete(user: str, title: str) -> None:
 async def _ask(call: str, kind: Any, **values: Any) -> Any:
     if not has_login():
         raise ProviderError("There is no login for Kaggle here.", hint=LOG_IN)
-    request = {"call": call, "address": os.environ.get(ADDRESS, ""), **values}
+    request = {"call": call, "address": _address(), **values}
     try:
         return msgspec.convert(await tools.ask(TOOL, request, {}), kind)
     except msgspec.ValidationError as error:
         raise ProviderError(f"Kaggle did not answer {call} as expected: {error}.") from None
+
+
+def _address() -> str:
+    return os.environ.get(ADDRESS, "")
