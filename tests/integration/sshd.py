@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -20,11 +20,11 @@ SSH = shutil.which("ssh") or "/usr/bin/ssh"
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
 
 _SSHD_CONFIG = """\
-ListenAddress 127.0.0.1
+ListenAddress {address}
 Port {port}
 HostKey {folder}/host_key
 PidFile {folder}/pid
-AuthorizedKeysFile {folder}/authorized_keys
+AuthorizedKeysFile {folder}/authorized_keys {folder}/keys/%u
 PasswordAuthentication no
 KbdInteractiveAuthentication no
 UsePAM no
@@ -67,10 +67,17 @@ def free_port() -> int:
 
 class Sshd:
     """A host called ``box``, ``jumped`` by way of itself. ``folder`` holds its keys and the
-    user's; ``home`` is the home directory over there."""
+    user's; ``home`` is the home directory over there. ``within`` are words before a command that
+    run it where the server is to be."""
 
-    def __init__(self, folder: Path, **environment: str) -> None:
+    hosts: tuple[str, ...] = ("box", "jumped")
+    address = "127.0.0.1"
+    own_home = True
+    """Whether everybody's home directory is ``home``."""
+
+    def __init__(self, folder: Path, within: Sequence[str] = (), **environment: str) -> None:
         self.folder = folder
+        self.within = within
         self.home = folder / "home"
         self.port = free_port()
         for path in (folder, self.home, folder / "client"):
@@ -86,13 +93,21 @@ class Sshd:
             "PIP_NO_INDEX": "1",
             "PIP_FIND_LINKS": "",
         } | environment
+        if not self.own_home:
+            del self.environment["HOME"]
         pairs = " ".join(f'"{key}={value}"' for key, value in self.environment.items())
         (folder / "sshd_config").write_text(
-            _SSHD_CONFIG.format(port=self.port, folder=folder, environment=pairs)
+            _SSHD_CONFIG.format(
+                address=self.address, port=self.port, folder=folder, environment=pairs
+            )
         )
-        self.config = _SSH_CONFIG.format(port=self.port, folder=folder)
+        self.config = self.configuration()
         self.configure(self.config)
         self._process: subprocess.Popen[bytes] | None = None
+
+    def configuration(self) -> str:
+        """What the user's ssh knows of it at first."""
+        return _SSH_CONFIG.format(port=self.port, folder=self.folder)
 
     def configure(self, text: str) -> None:
         """Replace the user's configuration. A wrapper names it: ssh takes the home directory from
@@ -105,21 +120,21 @@ class Sshd:
     def know(self) -> None:
         """Put the present host key into the user's known hosts."""
         key = (self.folder / "host_key.pub").read_text()
-        (self.folder / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {key}")
+        (self.folder / "known_hosts").write_text(f"[{self.address}]:{self.port} {key}")
 
     def start(self) -> None:
         if os.getuid() == 0:  # which the package's service would do
             os.makedirs("/run/sshd", mode=0o755, exist_ok=True)
         with open(self.folder / "sshd.log", "ab") as log:
             self._process = subprocess.Popen(
-                [SSHD, "-D", "-e", "-f", str(self.folder / "sshd_config")],
+                [*self.within, SSHD, "-D", "-e", "-f", str(self.folder / "sshd_config")],
                 stderr=log,
             )
         until(self.answers, "sshd", lambda: (self.folder / "sshd.log").read_text())
 
     def answers(self) -> bool:
         with closing(socket.socket()) as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+            return probe.connect_ex((self.address, self.port)) == 0
 
     def stop(self) -> None:
         """End the server; connections that exist go on, as with a real one."""
@@ -154,7 +169,7 @@ class Sshd:
 
     def hang_up(self) -> None:
         """End the connection that the user's processes share."""
-        for host in ("box", "jumped"):
+        for host in self.hosts:
             command = SshRemote(host).command("-Oexit")
             subprocess.run(command, capture_output=True)
         (path,) = [it.partition("=")[2] for it in command if it.startswith("-oControlPath=")]
@@ -162,9 +177,9 @@ class Sshd:
 
 
 @contextmanager
-def running(folder: Path, **options: str) -> Iterator[Sshd]:
+def running(folder: Path, within: Sequence[str] = (), **options: str) -> Iterator[Sshd]:
     """A host that is there for a while."""
-    sshd = Sshd(folder, **options)
+    sshd = Sshd(folder, within, **options)
     sshd.start()
     try:
         yield sshd

@@ -184,7 +184,7 @@ def test_with_python_alone(tmp_path: Path) -> None:
     """Neither uv nor pip, nor any command that is not everywhere."""
     tools = tmp_path / "tools"
     tools.mkdir()
-    for name in ("sh", "head", "mktemp", "tail", "tr", "find", "mkdir", "rm", "cat"):
+    for name in ("sh", "head", "mktemp", "tail", "tr", "find", "mkdir", "rm", "ls", "cat"):
         (tools / name).symlink_to(str(shutil.which(name)))
     python = tools / f"python{sys.version_info[0]}.{sys.version_info[1]}"
     python.write_text(

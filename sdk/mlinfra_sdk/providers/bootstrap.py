@@ -51,6 +51,11 @@ _FAILURES = {
         "has no directory that can be written to",
         "Name one by home= in the target's settings.",
     ),
+    "others": (
+        "has a directory that belongs to others, or that others can write to",
+        "Nothing in it was run. If it is yours, make it yours alone (chmod 700); else name another"
+        " one by home= in the target's settings.",
+    ),
     "python": (
         "has no Python {version}, which this one is, and could not get it",
         "Install Python {version} or uv there, or name an interpreter by python=.",

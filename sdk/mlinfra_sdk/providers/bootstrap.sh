@@ -25,6 +25,12 @@ full() {
   [ "$1" != 0 ]
 }
 
+# Whether $1 is this user's, and nobody else can put anything into it: programs in it are run.
+mine() {
+  [ -O "$1" ] || return
+  case $(ls -ldL "$1") in d????-??-*) ;; *) return 1 ;; esac
+}
+
 # Whether $1 is a Python of this version that can make environments.
 fits() {
   "$1" -c "import sys, venv; sys.exit('%d.%d' % sys.version_info[:2] != '$version')" 2>/dev/null
@@ -108,6 +114,7 @@ build() {
 
 work=/nonexistent
 mkdir -p "$home" 2>/dev/null && [ -w "$home" ] || fail home "$home"
+mine "$home" || fail others "$home"
 env=$home/sdk/$digest
 [ -x "$env/bin/python" ] || build
 say "ready $home"

@@ -144,11 +144,12 @@ async def shell(remote: Remote, script: str) -> list[str]:
 
 
 async def find(remote: Remote, home: str) -> dict[str, str] | None:
-    """``home`` and ``python`` where the SDK has been used before, whichever version; else None."""
+    """``home`` and ``python`` where this user has used the SDK before, whichever version; else
+    None."""
     lines = await shell(
         remote,
-        f'{set_home(home)}; for python in "$home"/sdk/*/bin/python; do [ -x "$python" ]'
-        ' && printf \'%s\\n\' "$home" "$python" && break; done',
+        f'{set_home(home)}; [ ! -O "$home" ] || for python in "$home"/sdk/*/bin/python; do'
+        ' [ -x "$python" ] && printf \'%s\\n\' "$home" "$python" && break; done',
     )
     return dict(zip(("home", "python"), lines, strict=True)) if len(lines) == 2 else None
 
