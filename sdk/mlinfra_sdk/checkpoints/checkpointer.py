@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 from mlinfra_sdk import units
 from mlinfra_sdk.checkpoints import announce, notice, random_state
+from mlinfra_sdk.checkpoints.copier import Copier
 from mlinfra_sdk.checkpoints.keep import Keep
 from mlinfra_sdk.checkpoints.manifest import Manifest, check_name
 from mlinfra_sdk.checkpoints.mirror import Mirror
@@ -37,6 +38,10 @@ State = Mapping[str, Any]
 DEFAULT_EVERY = "60s"
 _NICE = 10
 """Writing must not slow training down: the thread that does it gets less of the processor."""
+_LAST_COPY_S = 600.0
+"""How long the end of a loop waits for the last checkpoint to be in the object store."""
+_CUT_COPY_S = 60.0
+"""The same where a loop is cut off, or its machine is about to end."""
 
 
 class Checkpointer:
@@ -55,7 +60,10 @@ class Checkpointer:
         self.name = check_name(name)
         self.keep = keep or Keep()
         self.store = store or CheckpointStore.default()
-        self._mirror = Mirror(to, name, dict(storage_options or {})) if to else None
+        self._copier: Copier | None = None
+        if to:
+            mirror = Mirror(to, name, dict(storage_options or {}))
+            self._copier = Copier(mirror, self.store, self.keep)
         self._resume = resume
         self._state: State = {}
         self._metrics: dict[str, float] = {}
@@ -82,10 +90,11 @@ class Checkpointer:
         **metrics: float,
     ) -> None:
         """Save now: ``state`` or that of the loop. Returns when a copy has been made; with
-        ``wait`` when it is safe. A save that is under way is waited for first.
+        ``wait`` when it is safe, in the object store as well (for which it waits ten minutes at
+        most). A save that is under way is waited for first.
 
         Raises :class:`CheckpointError` for what cannot be saved, and, with ``wait``,
-        :class:`StoreError` if the disk cannot take it.
+        :class:`StoreError` if the disk or the object store cannot take it.
         """
         self._settle()
         self._metrics.update(metrics)
@@ -102,6 +111,8 @@ class Checkpointer:
         """Until what was saved is safe. Raises what kept it from that."""
         self._settle()
         failed, self._failed = self._failed, None
+        if failed is None and self._copier is not None:
+            failed = self._copier.wait(_LAST_COPY_S)
         if failed is not None:
             raise failed
 
@@ -147,9 +158,9 @@ class Checkpointer:
             parts = {name: it.store(self.store.chunks) for name, it in copy.items()}
             manifest = msgspec.structs.replace(manifest, parts=parts)
             manifest = self.store.commit(manifest, self.keep)
-            if self._mirror is not None:
-                self._mirror.push(manifest, self.store.chunks, self.keep)
             announce.saved(manifest, self.keep)
+            if self._copier is not None:
+                self._copier.offer(manifest)
         except Exception as error:
             self._failed = error
             raise
@@ -169,10 +180,15 @@ class Checkpointer:
             self._put(manifest, state)
         return manifest
 
-    def _find(self) -> Manifest | None:
+    def _find(self, *, in_loop: bool = False) -> Manifest | None:
         announce.wanted(self.store, self.name)
-        if self._mirror is not None:
-            self._mirror.pull(self.store)
+        if self._copier is not None:
+            try:
+                self._copier.pull()
+            except StoreError as error:
+                if not in_loop:
+                    raise
+                _warn(f"{error} Training goes on with the checkpoints that are here.")
         return self.store.latest(self.name)
 
     def _put(self, manifest: Manifest, state: State) -> None:
@@ -233,6 +249,7 @@ class Checkpointer:
             return
         source = frame.iterator(place.position if place is not None else None)
         self._frames.append(frame)
+        finished = False
         try:
             if resumption is not None and place is not None and place.innermost:
                 self._resumption = None
@@ -246,17 +263,20 @@ class Checkpointer:
                 self._boundary(frame)
             if depth == 0:
                 self._finish(frame)
+                finished = True
         finally:
             del self._frames[depth:]
             if depth == 0:
                 self._settle()
+                if not finished:
+                    self._warn_of_copies(_CUT_COPY_S)
 
     def _start(self) -> None:
         self._resumption = None
         self._saved_at = time.monotonic()
         if not self._resume:
             return
-        manifest = self._find()
+        manifest = self._find(in_loop=True)
         if manifest is None or not manifest.positions:
             return
         if manifest.finished and not announce.again():
@@ -283,6 +303,7 @@ class Checkpointer:
                 RuntimeWarning,
                 stacklevel=4,
             )
+        self._warn_of_copies()
         if urgent:
             self._settle()
         elif not due or (
@@ -294,15 +315,25 @@ class Checkpointer:
         if urgent:
             self._noticed = warned
             self._settle()
+            self._warn_of_copies(_CUT_COPY_S)
             _say(f"{warned} A checkpoint has been saved at step {self._frames[0].done}.")
 
     def _finish(self, frame: Frame) -> None:
         self._settle()
         self._begin(self._state, frame.done, finished=True)
-        try:
-            self.wait()
-        except (StoreError, OSError) as error:  # what was trained is not thrown away for it
-            warnings.warn(f"{error}", RuntimeWarning, stacklevel=4)
+        self._settle()
+        failed, self._failed = self._failed, None
+        if failed is not None:
+            if not isinstance(failed, StoreError | OSError):
+                raise failed
+            _warn(f"{failed}")  # what was trained is not thrown away for it
+        self._warn_of_copies(_LAST_COPY_S)
+
+    def _warn_of_copies(self, patience: float = 0.0) -> None:
+        """Say once that copying does not work, or what is not copied after so many seconds."""
+        error = self._copier.news(patience) if self._copier is not None else None
+        if error is not None:
+            _warn(f"{error} Checkpoints are safe here; with each next one it is tried again.")
 
 
 def checkpoint(
@@ -339,6 +370,10 @@ def _parse_every(every: str | int | None) -> tuple[float, int]:
 def _lower_priority() -> None:
     with suppress(AttributeError, OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, RuntimeWarning, stacklevel=5)
 
 
 def _say(text: str) -> None:

@@ -43,16 +43,21 @@ class Keep(msgspec.Struct, frozen=True, kw_only=True):
                 )
 
     def doomed(self, manifests: Sequence[Manifest]) -> list[Manifest]:
-        """Those that no rule wants; ``manifests`` are in the order of their numbers."""
-        wanted = {it.number for it in manifests[-self.last :]}
+        """Those that no rule wants; ``manifests`` come oldest first."""
+        wanted = {_key(it) for it in manifests[-self.last :]}
         if self.best:
             measured = [it for it in manifests if self.best in it.metrics]
             measured.sort(key=lambda it: it.metrics[self.best], reverse=self.mode == "max")
-            wanted |= {it.number for it in measured[: self.best_count]}
+            wanted |= {_key(it) for it in measured[: self.best_count]}
         if self.every:
             span = units.parse_duration(self.every)
-            first: dict[int, int] = {}
+            first: dict[int, tuple[int, str]] = {}
             for it in manifests:
-                first.setdefault(int(it.created // span), it.number)
+                first.setdefault(int(it.created // span), _key(it))
             wanted |= set(first.values())
-        return [it for it in manifests if it.number not in wanted]
+        return [it for it in manifests if _key(it) not in wanted]
+
+
+def _key(manifest: Manifest) -> tuple[int, str]:
+    """Two machines may have made one number."""
+    return manifest.number, manifest.id
