@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ TOKEN = "KGAT_as-emulated"
 USER = "somebody"
 _FOREIGN = ("JUPYTER", "MLINFRA", "XDG_", "IPYTHON", "PYTHONPATH", "KAGGLE")
 _LOGS = "/api/v1/kernels/logs/stream/"
+_UPLOADS = "/upload/"
+_NOT_FOUND = (404, {"code": 404, "message": "Not found"})
 _SMI = """#!/bin/sh
 case "$1" in
   --query-gpu=uuid,memory.total,name) i=0
@@ -34,12 +37,18 @@ esac
 class Kernel:
     """One that was pushed, which runs at once."""
 
-    def __init__(self, folder: Path, request: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, request: dict[str, Any], mounts: dict[str, dict[str, bytes]]
+    ) -> None:
         self.request = request
         self.folder = folder / "working"
         home = folder / "home"
         for made in (self.folder, home, folder / "bin"):
             made.mkdir(parents=True)
+        for place, files in mounts.items():
+            (folder / "input" / "datasets" / place).mkdir(parents=True)
+            for name, data in files.items():
+                (folder / "input" / "datasets" / place / name).write_bytes(data)
         if request.get("machineShape") == "NvidiaTeslaT4":
             (folder / "bin" / "nvidia-smi").write_text(_SMI)
             (folder / "bin" / "nvidia-smi").chmod(0o755)
@@ -110,6 +119,14 @@ class Emulator:
     def __init__(self, folder: Path) -> None:
         self.kernels: dict[str, Kernel] = {}
         self.pushed: list[dict[str, Any]] = []
+        self.datasets: dict[str, dict[str, bytes]] = {}
+        """By their addresses: the files of each, by name."""
+        self.full = False
+        """Whether the account's room for private datasets is used up."""
+        self.processes = True
+        """Whether new datasets become ready, which takes until the second look."""
+        self._unready: set[str] = set()
+        self._blobs: dict[str, tuple[str, bytes]] = {}
         self.unavailable = 0
         """How many looks at what was pushed still find the service away (HTTP 503)."""
         self.has_logs = True
@@ -132,6 +149,9 @@ class Emulator:
                     service._follow(self)
                 else:
                     service._download(self)
+
+            def do_PUT(self) -> None:
+                service._receive(self)
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass
@@ -171,6 +191,15 @@ class Emulator:
                 status, answer = self._about(body, lambda kernel: {})
                 if status == 200:
                     self.kernels.pop(body["kernelSlug"]).end()
+            case "blobs.BlobApiService/StartBlobUpload":
+                status, answer = self._start_upload(body)
+            case "datasets.DatasetApiService/CreateDataset":
+                status, answer = self._create_dataset(body)
+            case "datasets.DatasetApiService/GetDatasetStatus":
+                status, answer = self._dataset_status(body)
+            case "datasets.DatasetApiService/DeleteDataset":
+                found = self.datasets.pop(f"{body['ownerSlug']}/{body['datasetSlug']}", None)
+                status, answer = (200, {}) if found is not None else _NOT_FOUND
             case other:
                 status, answer = 404, {"code": 404, "message": f"not spoken: {other}"}
         self._answer(request, status, answer)
@@ -197,17 +226,60 @@ class Emulator:
             return 400, {"code": 400, "message": f"bad slug or title: {body.get('slug')} {title}"}
         if (body.get("language"), body.get("kernelType")) != ("python", "script"):
             return 400, {"code": 400, "message": "bad kernel type"}
-        missing = [name for name in body.get("datasetDataSources", []) if "missing" in name]
+        sources = body.get("datasetDataSources", [])
+        missing = [it for it in sources if it not in self.datasets or it in self._unready]
         if missing:
             return 200, {"invalidDatasetSources": missing}
         self.pushed.append(body)
-        self.kernels[slug] = Kernel(self._folder / slug, body)
+        mounts = {it: self.datasets[it] for it in sources}
+        self.kernels[slug] = Kernel(self._folder / slug, body, mounts)
         return 200, {"ref": f"/code/{user}/{slug}", "url": "", "versionNumber": 1, "kernelId": 1}
+
+    def _start_upload(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if body.get("type") != "DATASET" or not body.get("name") or not body.get("contentLength"):
+            return 400, {"code": 400, "message": f"bad blob: {body}"}
+        token = secrets.token_hex(8)
+        self._blobs[token] = (body["name"], b"")
+        return 200, {"token": token, "createUrl": f"{self.url}{_UPLOADS}{token}"}
+
+    def _receive(self, request: BaseHTTPRequestHandler) -> None:
+        """The content of a blob; its address is its permission."""
+        token = request.path.removeprefix(_UPLOADS)
+        name, _ = self._blobs[token]
+        self._blobs[token] = (name, request.rfile.read(int(request.headers["Content-Length"])))
+        self._answer(request, 200, {})
+
+    def _create_dataset(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        slug = body.get("slug", "")
+        address = f"{body.get('ownerSlug')}/{slug}"
+        if self.full:
+            return 200, {"status": "Error", "error": "The maximum of private data is exceeded"}
+        if (
+            body.get("ownerSlug") != USER
+            or address in self.datasets
+            or not 6 <= len(slug) <= 50
+            or not 6 <= len(body.get("title", "")) <= 50
+            or body.get("licenseName") not in ("CC0-1.0", "other", "unknown")
+            or not body.get("isPrivate")
+        ):
+            return 400, {"code": 400, "message": f"bad dataset: {body}"}
+        self.datasets[address] = dict(self._blobs.pop(it["token"]) for it in body["files"])
+        self._unready.add(address)
+        return 200, {"ref": address, "url": "", "status": "Ok", "error": ""}
+
+    def _dataset_status(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        address = f"{body['ownerSlug']}/{body['datasetSlug']}"
+        if address not in self.datasets:
+            return _NOT_FOUND
+        ready = address not in self._unready
+        if self.processes:
+            self._unready.discard(address)
+        return 200, {"status": "READY" if ready else "BLOBS_RECEIVED"}
 
     def _about(self, body: dict[str, Any], tell: Any) -> tuple[int, dict[str, Any]]:
         kernel = self.kernels.get(body.get("kernelSlug", ""))
         if kernel is None or body.get("userName") != USER:
-            return 404, {"code": 404, "message": "Not found"}
+            return _NOT_FOUND
         return 200, tell(kernel)
 
     def _output(self, kernel: Kernel) -> dict[str, Any]:
@@ -226,7 +298,7 @@ class Emulator:
         user, _, slug = request.path.removeprefix(_LOGS).partition("/")
         kernel = self.kernels.get(slug) if user == USER and self.has_logs else None
         if kernel is None:
-            return self._answer(request, 404, {"code": 404, "message": "Not found"})
+            return self._answer(request, *_NOT_FOUND)
         if kernel.over:
             return self._answer(request, 200, kernel.log)
         request.send_response(200)

@@ -8,11 +8,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 _LOG_IN = "Make a new API token at https://www.kaggle.com/settings; docs/providers/kaggle.md."
+_PROCESSED = 1800.0
+"""Seconds within which an upload must have become a dataset."""
 
 
 def main() -> None:
@@ -31,6 +34,11 @@ def main() -> None:
         if request["call"] == "log":
             for text in _log(request["user"], request["title"]):
                 say({"result": text})
+        elif request["call"] == "upload":
+            say({"result": _upload(request["title"], Path(request["folder"]))})
+        elif request["call"] == "drop":
+            _drop(request["title"])
+            say({"result": None})
         else:
             say({"result": _call(request)})
     except Exception as error:
@@ -143,6 +151,44 @@ def _words(log: str) -> str:
         return "".join(piece["data"] for piece in json.loads(log))
     except (ValueError, TypeError, KeyError):
         return log
+
+
+def _upload(title: str, folder: Path) -> str:
+    """Make a private dataset, and wait until it is ready; gives its address."""
+    import kaggle  # logs in
+    import requests
+
+    address = f"{kaggle.api.get_config_value('username')}/{title}"
+    about = {"id": address, "title": title, "licenses": [{"name": "other"}]}
+    (folder / "dataset-metadata.json").write_text(json.dumps(about))
+    made = kaggle.api.dataset_create_new(str(folder), quiet=True)
+    if made.error:
+        raise ValueError(made.error)
+    end = time.monotonic() + _PROCESSED
+    while time.monotonic() < end:
+        try:
+            status = kaggle.api.dataset_status(address)
+        except requests.HTTPError as error:  # not there yet
+            status = str(error)
+        if status == "ready":
+            return address
+        if status in ("failed", "deleted"):
+            break
+        time.sleep(1)
+    raise ValueError(f"the variables did not become a dataset ({status})")
+
+
+def _drop(title: str) -> None:
+    """Remove a dataset. It may be being made by a call whose sender has gone."""
+    import kaggle  # logs in
+    import requests
+
+    user = kaggle.api.get_config_value("username")
+    try:
+        kaggle.api.dataset_delete(user, title, no_confirm=True)
+    except requests.HTTPError:
+        time.sleep(2)
+        kaggle.api.dataset_delete(user, title, no_confirm=True)
 
 
 def _log(user: str, title: str) -> Iterator[str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -93,7 +94,14 @@ class KaggleHost(KernelHost):
             raise KernelDied("Each run at Kaggle has a kernel of its own.")
         gpu = parse_gpus(self._settings.gpu)
         run, job = request.run, batch.Job(request, gpu, "kaggle")
-        text = await anyio.to_thread.run_sync(script.compose, job, self._store)
+        title = f"mlinfra-{self._settings.key[:8]}-{run}"
+        place = tempfile.TemporaryDirectory(prefix="mlinfra-")
+        extra = Path(place.name) / title
+        try:
+            text = await anyio.to_thread.run_sync(script.compose, job, self._store, extra)
+        except BaseException:
+            place.cleanup()
+            raise
         self._fresh = False
         self.running.add(run)
         await self._publish(Record(self.name, run, 0, BEGUN))
@@ -101,21 +109,33 @@ class KaggleHost(KernelHost):
         await self._publish(Record(self.name, "", 0, DIED, json.dumps(reason).encode()))
         scope = self._scopes[run] = anyio.CancelScope()
         self._idle = anyio.Event()
-        self._tasks.start_soon(self._carry, run, text, scope)
+        self._tasks.start_soon(self._carry, run, title, text, place, scope)
 
-    async def _carry(self, run: str, text: str, scope: anyio.CancelScope) -> None:
-        """From the push to the last record. Whatever fails is how the run ended."""
-        settings, title = self._settings, f"mlinfra-{self._settings.key[:8]}-{run}"
+    async def _carry(
+        self,
+        run: str,
+        title: str,
+        text: str,
+        place: tempfile.TemporaryDirectory[str],
+        scope: anyio.CancelScope,
+    ) -> None:
+        """From the push to the last record. Whatever fails is how the run ended. What lies in
+        ``place`` is sent as a dataset of the same title before."""
+        settings, datasets = self._settings, list(self._settings.datasets)
         user, reason = "", "The run was cancelled."
+        uploads = any(Path(place.name).iterdir())
         try:
             with scope:
+                if uploads:
+                    datasets.append(await service.upload(title, Path(place.name)))
+                    place.cleanup()
                 with anyio.CancelScope(shield=True):  # half a push could not be found again
                     user = await service.push(
                         title,
                         text,
                         shape="NvidiaTeslaT4" if settings.gpu != "none" else "",
                         seconds=settings.seconds,
-                        datasets=settings.datasets,
+                        datasets=datasets,
                         internet=settings.internet,
                     )
                 reason = await self._until_over(run, user, title)
@@ -125,8 +145,11 @@ class KaggleHost(KernelHost):
             reason = f"{type(error).__name__}: {error}"
         finally:
             with anyio.CancelScope(shield=True):
+                place.cleanup()
                 if user:
-                    await _remove(user, title)
+                    await _remove(partial(service.delete, user, title))
+                if uploads:
+                    await _remove(partial(service.drop, title))
                 if reason:
                     content = json.dumps({"reason": reason}).encode()
                     await self._emit(run, DIED, content, b"{}", [])
@@ -245,13 +268,13 @@ class _Following:
                 await self.ended.wait()
 
 
-async def _remove(user: str, title: str) -> None:
-    """Remove what was pushed. If that fails for long, it stays on the account's page; it ends by
-    its own limit."""
+async def _remove(what: Callable[[], Awaitable[None]]) -> None:
+    """Remove what was pushed or sent. If that fails for long, it stays on the account's page; what
+    runs ends by its own limit."""
     with anyio.move_on_after(_GIVE_BACK):
         while True:
             try:
-                await service.delete(user, title)
+                await what()
             except LinkError:
                 await anyio.sleep(_LOOK_FIRST)
             except MlinfraError:

@@ -86,6 +86,13 @@ async def push(
     return user
 
 
+async def upload(title: str, folder: Path) -> str:
+    """Make a private dataset of a folder's files, to which a file that describes it is added, and
+    wait until runs can have it; gives its address."""
+    address: str = await _ask("upload", str, title=title, folder=str(folder))
+    return address
+
+
 async def state(user: str, title: str) -> State:
     """How far it is."""
     found: State = await _ask("status", State, user=user, title=title)
@@ -109,6 +116,11 @@ async def follow(user: str, title: str, take: Callable[[str], Awaitable[None]]) 
 async def delete(user: str, title: str) -> None:
     """Remove it with all that it has left; what still runs ends."""
     await _ask("delete", type(None), user=user, title=title)
+
+
+async def drop(title: str) -> None:
+    """Remove a dataset, or what has become of one whose upload was cancelled."""
+    await _ask("drop", type(None), title=title)
 
 
 async def _ask(call: str, kind: Any, **values: Any) -> Any:
