@@ -117,5 +117,7 @@ mkdir -p "$home" 2>/dev/null && [ -w "$home" ] || fail home "$home"
 mine "$home" || fail others "$home"
 env=$home/sdk/$digest
 [ -x "$env/bin/python" ] || build
+# Agents remove what was not used for long.
+say "$version" 2>/dev/null >"$env/used"
 say "ready $home"
 exec "$env/bin/python" -I -m mlinfra_sdk.worker.host "$home" launch

@@ -118,9 +118,8 @@ async def ask(
     """Run a command of ``mlinfra_sdk.worker.host`` there. Raises :class:`_Gone` if the SDK, and so
     the machine, lies there no longer."""
     gone = msgspec.json.encode(Answer(error="it is gone", kind=_GONE)).decode()
-    look = f"""[ -x "$0" ] || {{ printf '{PRINTED_MARKER}{gone}\\n'; exit; }}; exec "$0" "$@" """
-    program = [data["python"], "-I", "-m", "mlinfra_sdk.worker.host", data["home"], command, *keys]
-    wire = await begun(remote, ["sh", "-c", look.strip(), *program])
+    words = ("mlinfra_sdk.worker.host", data["home"], command, *keys)
+    wire = await begun(remote, _module(data, f"printf '{PRINTED_MARKER}{gone}\\n'", *words))
     try:
         line = await read_line(wire)
     finally:
@@ -128,6 +127,17 @@ async def ask(
     if line == gone:
         raise _Gone(f"Nothing of ours is left at {remote.where}.")
     return result(line, kind, remote.where)
+
+
+def _module(data: Mapping[str, str], otherwise: str, *words: str) -> list[str]:
+    """A command that runs a module of the SDK there: with the interpreter that was told of once, or
+    any other that this user has used there since. If there is none, it does ``otherwise``."""
+    look = (
+        'p=$0 home=$1; shift; [ -x "$p" ] || for p in "$home"/sdk/*/bin/python; do'
+        f' [ -x "$p" ] && break; done; [ -O "$home" ] && [ -x "$p" ] || {{ {otherwise}; exit; }};'
+        ' exec "$p" -I -m "$@"'
+    )
+    return ["sh", "-c", look, data["python"], data["home"], *words]
 
 
 async def shell(remote: Remote, script: str) -> list[str]:
@@ -248,7 +258,7 @@ class ExecProvider(abc.ABC):
         """Through the relay: the agent's unix socket, over the stdio of a command."""
         remote = self.remote(handle.data)
         socket = f"{handle.data['home']}/machines/{handle.key}/{SOCKET}"
-        argv = [handle.data["python"], "-I", "-m", "mlinfra_sdk.link.relay", socket]
+        argv = _module(handle.data, "echo it is gone >&2", "mlinfra_sdk.link.relay", socket)
         try:
             return await begun(remote, argv)
         except LinkClosed:

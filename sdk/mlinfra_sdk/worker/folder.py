@@ -1,7 +1,8 @@
 """What lies in a machine's folder, which only its user can read (0700), and under which names.
 
 ``config`` says how the agent is to run, ``pid`` who it is, ``agent.sock`` is where it listens,
-``ready`` says that its launcher knows so, ``ended.json`` why it has ended, and ``runs`` holds what
+``ready`` says that its launcher knows so, ``ended.json`` why it has ended, ``sdk`` (on other hosts)
+leads to the environment that it runs in, and ``runs`` holds what
 waits to be collected.
 """
 
@@ -23,6 +24,7 @@ SOCKET = "agent.sock"
 SOCKETS = "sockets"
 READY = "ready"
 ENDED = "ended.json"
+ENVIRONMENT = "sdk"
 LAST_WORDS = "MLINFRA_LAST_WORDS"
 """Names a file in the environment that outlives the folder, for what ``ended.json`` says."""
 

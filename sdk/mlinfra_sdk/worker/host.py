@@ -28,9 +28,10 @@ import psutil
 from mlinfra_sdk.catalog import Device, Gpus
 from mlinfra_sdk.errors import MlinfraError, ProviderError, StateError
 from mlinfra_sdk.link.relay import MARKER
-from mlinfra_sdk.worker import gpus, spawner
+from mlinfra_sdk.worker import gpus, installed, spawner
 from mlinfra_sdk.worker.folder import (
     ENDED,
+    ENVIRONMENT,
     READY,
     SOCKET,
     Config,
@@ -39,7 +40,7 @@ from mlinfra_sdk.worker.folder import (
     save_config,
 )
 
-_OF_ONE_AGENT = ("pid", "config", SOCKET, READY, ENDED)
+_OF_ONE_AGENT = ("pid", "config", SOCKET, READY, ENDED, ENVIRONMENT)
 _STOP_PATIENCE = 5.0
 KEPT = b"k"
 _KEPT_PATIENCE = 60.0
@@ -183,6 +184,12 @@ def _folders(machines: Path) -> list[Path]:
     return []
 
 
+def _is_needed(folder: Path) -> bool:
+    """Whether an agent may run there, also on another host that has the same disk, or runs wait."""
+    ended = (folder / ENDED).exists() and _agent_process(folder) is None
+    return not ended or _has_runs(folder)
+
+
 def _has_runs(folder: Path) -> bool:
     return any(folder.glob("runs/*/run.json"))
 
@@ -268,12 +275,23 @@ class Host:
                 )
                 previous = self.folder(launch.previous) if launch.previous else None
                 prepare(folder, config, previous)
+                installed.claim(folder)
                 Path(config.cwd).mkdir(exist_ok=True)
                 start(folder).wait()
             except BaseException:
                 stop(folder)
                 raise
         return Launched(str(folder), load_config(folder).secret, gpus.present()), fresh
+
+    def tidy(self) -> int:
+        """Remove environments of the SDK that nobody needs any more, and say how many."""
+        if not installed.is_in(self._home):
+            return 0
+        with self.locked():
+            needing = [folder for folder in _folders(self._machines) if _is_needed(folder)]
+            out = installed.take_out(self._home, needing)
+        installed.remove(out)
+        return len(out)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

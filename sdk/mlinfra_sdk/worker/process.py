@@ -21,6 +21,7 @@ from mlinfra_sdk.objects.compression import FEATURE
 from mlinfra_sdk.worker import activity, upkeep
 from mlinfra_sdk.worker.agent import Agent
 from mlinfra_sdk.worker.folder import SOCKET, Config, load_config, record_end
+from mlinfra_sdk.worker.host import Host
 from mlinfra_sdk.worker.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,8 @@ async def run(folder: Path, config: Config, announce: Callable[[], None]) -> str
             tasks.start_soon(agent.monitor.watch)
             tasks.start_soon(activity.watch, lambda: watchdog.idle_seconds, watchdog.worked)
             if not config.shared_fs:  # a shared store is in its client's care
-                tasks.start_soon(upkeep.keep_room, agent.store)
+                host = Host(folder.parent.parent)
+                tasks.start_soon(upkeep.keep_room, agent.store, host)
             while not (folder / SOCKET).exists():
                 await anyio.sleep(0.001)
             try:

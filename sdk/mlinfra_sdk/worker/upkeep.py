@@ -1,4 +1,4 @@
-"""Upkeep of the machine's chunk store: room on the disk, but nothing that is still needed goes."""
+"""Upkeep of the machine: room on the disk, but nothing that is still needed goes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from mlinfra_sdk.errors import StoreError
+from mlinfra_sdk.errors import StateError, StoreError
 from mlinfra_sdk.namespace.delta import Inputs, Outputs
 from mlinfra_sdk.objects.store import ChunkStore
+from mlinfra_sdk.worker.host import Host
 
 logger = logging.getLogger(__name__)
 
@@ -44,15 +45,18 @@ def _pin(store: ChunkStore, run: str, folder: Path, digests: list[bytes]) -> Non
         logger.exception("The chunks of run %s could not be pinned", run)
 
 
-async def keep_room(store: ChunkStore) -> None:
-    """Remove what was not used for long, now and then."""
+async def keep_room(store: ChunkStore, host: Host) -> None:
+    """Remove what was not used for long, now and then: chunks, and the SDK's environments."""
     while True:
         try:
             freed = await anyio.to_thread.run_sync(_collect, store, abandon_on_cancel=True)
             if freed:
                 logger.info("%d bytes of chunks were removed", freed)
-        except OSError:
-            logger.exception("The store could not be tidied")
+            removed = await anyio.to_thread.run_sync(host.tidy, abandon_on_cancel=True)
+            if removed:
+                logger.info("%d environments of the SDK were removed", removed)
+        except (OSError, StateError):
+            logger.exception("The machine could not be tidied")
         await anyio.sleep(_EVERY_S)
 
 
