@@ -19,7 +19,7 @@ from mlinfra_sdk.namespace.analysis import cell_names
 from mlinfra_sdk.running import Result
 from mlinfra_sdk.session import Session
 from mlinfra_sdk.spec import Request
-from mlinfra_sdk.worker.messages import Record
+from mlinfra_sdk.worker.messages import METRICS, USAGE, Record
 
 
 class Recorder:
@@ -122,6 +122,7 @@ class Work:
     def problems(self, records: list[Record]) -> list[str]:
         """What is lost, doubled, out of order or corrupted in what a front end was given."""
         found = []
+        records = [record for record in records if record.msg_type != METRICS]  # news, not kept
         numbers = [record.number for record in records]
         expected = list(range(1, len(numbers) + 1))
         if numbers != expected:
@@ -139,7 +140,7 @@ class Work:
                 opened += 1
             elif record.msg_type == "comm_msg":
                 sent.append((content["data"]["n"], *map(bytes, record.buffers)))
-            else:
+            elif record.msg_type != USAGE:
                 found.append(f"a {record.msg_type}")
         wanted = f"{self.name} bar\n" + "".join(
             f"{self.name} {n}\n"

@@ -78,7 +78,8 @@ def test_a_mirror_is_made_cached_and_added_to(home: Path, make: Make) -> None:
     it = make()
     it.run("import sortedcontainers\nv = sortedcontainers.__version__", first).get()
     assert it.namespace["v"] == version("sortedcontainers")
-    assert "environment" in first.phases and first.details[0].startswith("Python 3")
+    assert "environment" in first.phases
+    assert any(detail.startswith("Python 3") for detail in first.details)
     names = value(it, LISTED)
     assert "ipykernel" in names and "pytest" not in names and "uv" not in names
     generation = it.session._generation
@@ -94,7 +95,8 @@ def test_a_mirror_is_made_cached_and_added_to(home: Path, make: Make) -> None:
 
     other, second = make(), Recorder()
     other.run("import sortedcontainers", second).get()
-    assert second.details == [] and "environment" in second.phases
+    assert not any(detail.startswith("Python 3") for detail in second.details)
+    assert "environment" in second.phases
     assert list((home / "cache" / "environments").iterdir()) == cached
 
 
