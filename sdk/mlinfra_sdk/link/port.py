@@ -32,12 +32,14 @@ def serve(listener: socket.socket, path: str) -> None:
 
 
 def _hand_over(connection: socket.socket, path: str, free: threading.Semaphore) -> None:
-    with connection, socket.socket(socket.AF_UNIX) as agent, contextlib.suppress(OSError):
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        agent.connect(os.path.basename(path))
-        connection.sendall(MARKER)
-        relay(agent, connection.fileno(), connection.fileno())
-    free.release()
+    try:
+        with connection, socket.socket(socket.AF_UNIX) as agent, contextlib.suppress(OSError):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            agent.connect(os.path.basename(path))
+            connection.sendall(MARKER)
+            relay(agent, connection.fileno(), connection.fileno())
+    finally:
+        free.release()
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ A run that ends within its first two seconds is not looked at, so short cells co
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import anyio
@@ -17,6 +18,8 @@ from mlinfra_sdk.worker.messages import METRICS, USAGE, Record
 from mlinfra_sdk.worker.readings import Probe, cores_here
 from mlinfra_sdk.worker.run_usage import Sums
 from mlinfra_sdk.worker.runs import Run
+
+logger = logging.getLogger(__name__)
 
 EVERY = 1.0
 """Seconds between two readings."""
@@ -56,7 +59,11 @@ class Monitor:
             now = anyio.current_time()
             for watched in list(self._watched.values()):
                 if now - watched.since >= EVERY / 2:
-                    await self._look(watched)
+                    try:
+                        await self._look(watched)
+                    except Exception:  # a figure that cannot be had must not end the machine
+                        logger.exception("The run %s is not looked at", watched.run.info.run)
+                        watched.since = float("inf")
 
     async def _look(self, watched: _Watched) -> None:
         run = watched.run

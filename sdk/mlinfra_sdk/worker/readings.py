@@ -33,6 +33,8 @@ class Probe:
             tree = [root, *root.children(recursive=True)]
         except psutil.Error:
             return None
+        there = {process.pid for process in tree}
+        self._known = {pid: known for pid, known in self._known.items() if pid in there}
         busy, memory = 0.0, 0
         for process in tree:
             with suppress(psutil.Error):  # it may end at any moment
@@ -45,8 +47,7 @@ class Probe:
         began, busy_before, moved_before = self._before
         self._before = now, busy, moved
         seconds = max(now - began, 1e-6)
-        if not busy_before:  # the first: what was before is not of this time
-            busy_before = busy
+        busy_before = busy_before or busy  # at the first: what was before is not of this time
         read, written, received, sent = (
             (after - before) / seconds for after, before in zip(moved, moved_before, strict=True)
         )

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-
 import msgspec
-import psutil
-import pynvml
 
 
 class GpuUsage(msgspec.Struct, frozen=True):
@@ -27,28 +23,11 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 def usage() -> Usage:
-    """Of the whole machine, right now; GPUs are those that the driver tells of."""
+    """Of the whole machine, right now; GPUs are those that its programs may use."""
+    import psutil  # who only reads what others measured needs neither this nor NVML
+
+    from mlinfra_sdk.worker.readings import read_gpus
+
     memory = psutil.virtual_memory()
-    return Usage(psutil.cpu_percent(None), memory.total - memory.available, memory.total, _gpus())
-
-
-@functools.cache
-def _driver() -> bool:
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return False
-    return True
-
-
-def _gpus() -> list[GpuUsage]:
-    found: list[GpuUsage] = []
-    try:
-        for index in range(pynvml.nvmlDeviceGetCount()) if _driver() else ():
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-            busy = pynvml.nvmlDeviceGetUtilizationRates(handle).gpu
-            found.append(GpuUsage(int(busy), int(memory.used), int(memory.total)))
-    except pynvml.NVMLError:  # a device that the driver has lost, or that does not tell
-        return []
-    return found
+    gpus = [GpuUsage(round(gpu.busy or 0), gpu.used, gpu.total) for gpu in read_gpus()]
+    return Usage(psutil.cpu_percent(None), memory.total - memory.available, memory.total, gpus)
