@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 from typing import ClassVar
 
-import anyio
-import anyio.to_thread
 import msgspec
 from anyio.from_thread import start_blocking_portal
 
 from mlinfra_sdk import paths, units
 from mlinfra_sdk.catalog import Gpu
-from mlinfra_sdk.errors import LinkClosed, LinkError, MlinfraError, RequestError
+from mlinfra_sdk.errors import MlinfraError, RequestError
 from mlinfra_sdk.ledger import Price
-from mlinfra_sdk.link.wire import Wire, connect_unix
-from mlinfra_sdk.providers.base import Capabilities, Handle, Offer, Problem, Status
+from mlinfra_sdk.providers.base import Capabilities, Handle, Offer, Problem
+from mlinfra_sdk.providers.here import AgentsHere
 from mlinfra_sdk.providers.kaggle import service
 from mlinfra_sdk.providers.kaggle.host import Settings
 from mlinfra_sdk.spec import Request
-from mlinfra_sdk.worker import host
-from mlinfra_sdk.worker.folder import SOCKET, Config, load_config
+from mlinfra_sdk.worker.folder import Config
 from mlinfra_sdk.worker.watchdog import Limits
 
 _START_SECONDS = 120.0
@@ -30,8 +26,6 @@ _LONGEST = 12 * 3600
 _HOST = "mlinfra_sdk.providers.kaggle.host:KaggleHost"
 _COUNTS = (1, 2)
 """Kaggle's machine has two T4."""
-_one_launch = anyio.Lock()
-"""A launch that finds the agent of another one half started would end it."""
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,10 +36,11 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     internet: bool = True
 
 
-class KaggleProvider:
+class KaggleProvider(AgentsHere):
     """Machines that are agents here, each with a directory of its own (0700)."""
 
     name: ClassVar[str] = "kaggle"
+    place: ClassVar[str] = "kaggle"
     capabilities = Capabilities(hard_stop="provider", channel="batch")
     options: ClassVar[type[msgspec.Struct]] = Options
     argument: ClassVar[str] = ""
@@ -106,15 +101,6 @@ class KaggleProvider:
                 f"time={units.format_duration(request.time)} is more than Kaggle lets a run take.",
                 hint="Ask for 12h at most.",
             )
-        async with _one_launch:
-            return await self._launch(offer, request, _machines() / key, previous)
-
-    async def _launch(
-        self, offer: Offer, request: Request, folder: Path, previous: Handle | None
-    ) -> Handle:
-        handle, key = _handle(folder), folder.name
-        if await anyio.to_thread.run_sync(host.serves, folder):
-            return handle
         settings = Settings(
             key=key,
             gpu="none" if offer.gpu is None else f"{offer.gpu.name}:{offer.gpu.count}",
@@ -132,56 +118,4 @@ class KaggleProvider:
             host=_HOST,
             host_options=msgspec.json.encode(settings).decode(),
         )
-        try:
-            host.prepare(folder, config, _folder(previous) if previous is not None else None)
-            starting = host.start(folder)
-            await anyio.to_thread.run_sync(starting.wait, abandon_on_cancel=True)
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await self.stop(handle)
-            raise
-        return handle
-
-    async def connect(self, handle: Handle) -> Wire:
-        """Over the agent's unix socket (mode 0600)."""
-        try:
-            return await connect_unix(_folder(handle) / SOCKET)
-        except LinkError:
-            status = await self.status(handle)
-            if status.alive:
-                raise
-        raise LinkClosed(f"The machine has ended: {status.reason}.")
-
-    async def secret(self, handle: Handle) -> bytes:
-        """From the machine's directory, which only this user can read."""
-        return load_config(_folder(handle)).secret
-
-    async def status(self, handle: Handle) -> Status:
-        """Whether the agent's process lives."""
-        return host.status(_folder(handle))
-
-    async def stop(self, handle: Handle) -> None:
-        """End the agent, which cancels what it has pushed."""
-        await anyio.to_thread.run_sync(host.stop, _folder(handle))
-
-    async def remains(self) -> list[Handle]:
-        """Folders of agents that are gone, with runs to be collected."""
-        return [_handle(folder) for folder in host.remains(_machines())]
-
-    async def list(self) -> list[Handle]:
-        """Every agent that runs here."""
-        return [_handle(folder) for folder in host.living(_machines())]
-
-
-def _handle(folder: Path) -> Handle:
-    return Handle(KaggleProvider.name, folder.name, {"folder": str(folder)})
-
-
-def _machines() -> Path:
-    folder = paths.data_dir() / "kaggle"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return folder
-
-
-def _folder(handle: Handle) -> Path:
-    return Path(handle.data["folder"])
+        return await self.start(self.machines() / key, config, previous)
