@@ -8,18 +8,18 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from mlinfra_sdk.errors import MlinfraError
-from mlinfra_sdk.exchange import Exchange
 from mlinfra_sdk.frontend import Console, Frontend
 from mlinfra_sdk.namespace.analysis import CellNames, cell_names
 from mlinfra_sdk.namespace.sync import RemoteValue
 from mlinfra_sdk.running import Result
 from mlinfra_sdk.sync.reports import Move
 from mlinfra_sdk.sync.reports import Report as FilesReport
+from mlinfra_sdk.unattended import Unattended
 
 T = TypeVar("T")
 
 
-class Session(Exchange):
+class Session(Unattended):
     """A connection to one machine, on which a kernel holds what it was given.
 
     >>> with Session() as session:

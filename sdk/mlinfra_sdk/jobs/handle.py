@@ -12,8 +12,8 @@ from mlinfra_sdk.jobs.background import Background
 from mlinfra_sdk.worker.messages import Record, RunInfo
 
 if TYPE_CHECKING:
-    from mlinfra_sdk.exchange import Exchange
     from mlinfra_sdk.running import Outcome, Result
+    from mlinfra_sdk.unattended import Unattended
 
 _POLL = 0.5
 
@@ -26,7 +26,7 @@ class RunHandle:
     """
 
     def __init__(
-        self, session: Exchange, run: str, label: str, background: Background | None
+        self, session: Unattended, run: str, label: str, background: Background | None
     ) -> None:
         self.run = run
         self.label = label

@@ -1,0 +1,218 @@
+"""Runs on a session's machine that go on by themselves: started, watched, attached, collected."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+
+from mlinfra_sdk import spec
+from mlinfra_sdk.errors import KernelDied, LinkClosed, RequestError, RunDetached
+from mlinfra_sdk.exchange import Exchange, NotBegun, encode_inputs, new_number, status_of
+from mlinfra_sdk.frontend import Console, Frontend
+from mlinfra_sdk.jobs import Background, RunHandle
+from mlinfra_sdk.machines.client import AgentClient
+from mlinfra_sdk.machines.portal import portal
+from mlinfra_sdk.namespace.analysis import CellNames
+from mlinfra_sdk.namespace.delta import Inputs
+from mlinfra_sdk.running import Outcome, Result, Running, interrupts_held
+from mlinfra_sdk.safekeeping import Safe
+from mlinfra_sdk.worker import messages as m
+
+_OF_LEDGER = ("done", "error", "interrupted")
+
+
+class Unattended(Exchange):
+    """Also starts runs that nobody waits for, and brings them back."""
+
+    def start(
+        self,
+        code: str,
+        names: CellNames,
+        *,
+        count: int,
+        frontend: Frontend | None = None,
+        label: str = "",
+        cell: str = "",
+        new_kernel: bool = False,
+    ) -> RunHandle:
+        """Run a cell without waiting for it. With a ``frontend`` its outputs appear there as they
+        come; without one nobody follows it until :meth:`attach`. Runs of one kernel wait for each
+        other; ``new_kernel`` gives it one of its own."""
+        with self._lock:
+            try:
+                return self._start(code, names, count, frontend, label, cell, new_kernel)
+            except NotBegun:
+                return self._start(code, names, count, frontend, label, cell, new_kernel)
+
+    def _start(
+        self,
+        code: str,
+        names: CellNames,
+        count: int,
+        frontend: Frontend | None,
+        label: str,
+        cell: str,
+        new_kernel: bool,
+    ) -> RunHandle:
+        with self._lock:
+
+            def prepare() -> Inputs:
+                return self._local.prepare(names, code)
+
+            shown_by = frontend or Console()
+            self._spending.cell = cell
+            client, supply = self._prepared(prepare, names.imports, shown_by)
+            self._spending.before_run(shown_by, all_of_it=frontend is None)
+            self._place_data(client, shown_by)
+            self._files.before_run(self.request, shown_by)
+            try:
+                if new_kernel:
+                    self._local.abandon()
+                    supply = prepare
+                inputs = self._supply(client, supply, shown_by)
+            finally:
+                self._local.abandon()
+            run, kernel = secrets.token_hex(4), self._kernel
+            if new_kernel:
+                kernel = client.ask(self._opening(client, ""), m.KernelInfo).kernel
+            background = None
+            ledger_run = new_number()
+            if frontend is not None:
+                background = Background(frontend.publish, ledger_run)
+                sink = self._safekeeping.sink(client, frontend, Safe(), background.sink)
+                client.listen(run, sink)
+                client.when_closed(background.fail)
+            request = m.Execute(
+                client.next_id(),
+                kernel,
+                run,
+                code,
+                encode_inputs(inputs),
+                count,
+                label=label,
+                notebook=self._notebook,
+                ledger=ledger_run,
+                detached=frontend is None,
+                **self._spending.of_run(),
+            )
+            try:
+                client.send(request).result()
+            except KernelDied as error:
+                self._forget_kernel(error.message)
+                raise NotBegun from error
+            self._open_run(ledger_run, "cell", cell)
+            if background is not None:
+                self._backgrounds[run] = background
+            else:
+                self._unattended = True
+            return RunHandle(self, run, label, background)
+
+    def runs(self) -> list[m.RunInfo]:
+        """What runs, waits or has ended on the machine and has not been collected."""
+        with self._lock:
+            client = self._connect()
+            try:
+                known = client.ask(m.ListRuns(client.next_id()), list[m.RunInfo])
+            except LinkClosed:  # the machine has just ended; another one may know them
+                client = self._connect()
+                known = client.ask(m.ListRuns(client.next_id()), list[m.RunInfo])
+            for info in known:  # the machine has had nothing to do for them since their end
+                if info.ended:
+                    status = info.status if info.status in _OF_LEDGER else "lost"
+                    self._close_run(info.ledger, status, info.ended - info.started, 0, 0)
+            return known
+
+    def cancel(self, run: str) -> None:
+        """Interrupt a run, take it out of the queue, or discard what it has left."""
+        with self._lock:
+            self.runs()  # one that has ended is forgotten there: it is closed here before
+            client = self._connect()
+            client.send(m.Cancel(client.next_id(), run)).result()
+
+    def attach(self, run: str, *, frontend: Frontend | None = None, take: bool = False) -> Result:
+        """Bring a run back, by its id or label: all its outputs, live from there on, and at its
+        end its variables. From then on its kernel is this session's."""
+        frontend = frontend or Console()
+        with self._lock:
+            info = self._find_run(run)
+            client = self._connect()
+            following = Running(info.run, portal(), frontend.publish)
+            self._unattended = False
+            frontend.begun(info.label or info.run)
+            frontend.phase("running")
+            background = self._backgrounds.pop(info.run, None)
+            if background is not None:
+                background.fail(RunDetached(f"The run {run} is shown where it was attached to."))
+            sink = self._safekeeping.sink(client, frontend, Safe(), following.sink)
+            client.listen(info.run, sink)
+            client.send(m.Attach(client.next_id(), info.run, take=take)).result()
+            with interrupts_held(following):
+                if self._kernel != info.kernel:
+                    self._local.forget("this session has turned to another kernel")
+                    self._kernel, self._generation = info.kernel, 0
+                outcome = self._until_end(client, following, frontend, info.ledger)
+                return self._take_over(client, info, outcome)
+
+    def watch(self, run: str, publish: Callable[[m.Record], None], *, until_end: bool) -> None:
+        """Show what a run has published, and with ``until_end`` what it still will."""
+        with self._lock:
+            info = self._find_run(run)
+            machine = self._machine
+        if machine is None or (not info.messages and not until_end):
+            return
+        # On a connection of its own: this session may follow the run already.
+        client = self._open_client(machine)
+        watching = Running(info.run, portal(), publish)
+
+        def tick() -> None:
+            if client.closed is not None:
+                raise client.closed
+
+        client.listen(info.run, watching.sink)
+        try:
+            client.send(m.Attach(client.next_id(), info.run, watch=True)).result()
+            last = None if until_end else info.messages
+            end = watching.wait(lambda content: None, tick, last=last)
+            if isinstance(end, m.Record) and end.msg_type == m.LEFT:
+                raise self._failure(client, info.run, end)
+        finally:
+            client.close()
+
+    def collect(self, run: str, background: Background) -> Result:
+        """Wait for the end of a run in the background, take over its variables, and let the
+        machine forget it."""
+        try:
+            outcome = background.ended.result()
+        except LinkClosed as error:
+            raise self._left_alone(run, error) from None
+        with self._lock:
+            self._backgrounds.pop(run, None)
+            client = self._connect()
+            if isinstance(outcome, Outcome):
+                return self._take_over(client, self._find_run(run), outcome)
+            if outcome.msg_type == m.DIED:
+                seconds = time.monotonic() - background.began
+                self._close_run(background.ledger_run, "lost", seconds, 0, 0)
+            raise self._failure(client, run, outcome)
+
+    def _take_over(self, client: AgentClient, info: m.RunInfo, outcome: Outcome) -> Result:
+        """The variables of a run that was not waited for from its beginning."""
+        result = self._finish(client, outcome, self._local.adopt)
+        self._bring_files(result, Console())
+        client.send(m.Collected(client.next_id(), info.run))
+        seconds = (info.ended or time.time()) - info.started
+        self._close_run(info.ledger, status_of(result), seconds, 0, 0)
+        self._measured(info.ledger, result.usage)
+        return result
+
+    def _find_run(self, run: str) -> m.RunInfo:
+        known = self.runs()
+        for info in known:
+            if run in (info.run, info.label):
+                return info
+        names = [info.label or info.run for info in known]
+        raise RequestError(
+            f"There is no run {run!r} on this machine.{spec.did_you_mean(run, names)}",
+            hint=f"Runs there: {', '.join(names) or 'none'}.",
+        )
