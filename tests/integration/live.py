@@ -13,6 +13,10 @@ import psutil
 import zmq
 from jupyter_client.manager import KernelManager
 
+from mlinfra_sdk.ledger import Ledger
+from mlinfra_sdk.machines import lifecycle
+from mlinfra_sdk.machines.portal import portal
+
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60.0
 """Seconds until something that must happen counts as not happening."""
@@ -343,6 +347,19 @@ def until(
     while not condition():
         assert time.monotonic() < end, f"waited in vain for {what}: {told()}"
         time.sleep(0.02)
+
+
+def end_of(name: str) -> str:
+    """Wait until a machine has ended by itself; gives the reason that the ledger keeps."""
+    ledger = Ledger.open()
+    try:
+        until(
+            lambda: not [it for it in portal().call(lifecycle.settle(ledger)) if it.name == name],
+            f"the end of {name}",
+        )
+        return next(it.stop_reason for it in ledger.machines(active=False) if it.name == name)
+    finally:
+        ledger.close()
 
 
 @contextmanager

@@ -12,14 +12,13 @@ from typing import Any
 
 import pytest
 from clouds import A10G, clouds
-from live import opened, until
+from live import end_of, opened, until
 from scripts import Place, place
 
 from mlinfra_sdk.errors import BudgetSpent, NotConfirmed, RequestError
 from mlinfra_sdk.frontend import Console
 from mlinfra_sdk.ledger import Ledger, Price
-from mlinfra_sdk.machines import budgets, lifecycle
-from mlinfra_sdk.machines.portal import portal
+from mlinfra_sdk.machines import budgets
 from mlinfra_sdk.namespace.analysis import cell_names
 from mlinfra_sdk.session import Session
 
@@ -41,19 +40,6 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Budgets that last for seconds."""
     monkeypatch.setattr(budgets, "_SHORTEST", 1.0)
     monkeypatch.setattr(budgets, "_TEARDOWN", 0.0)
-
-
-def reason_of(name: str) -> str:
-    """Wait until a machine has ended by itself; gives the reason that the ledger keeps."""
-    ledger = Ledger.open()
-    try:
-        until(
-            lambda: not [it for it in portal().call(lifecycle.settle(ledger)) if it.name == name],
-            f"the end of {name}",
-        )
-        return next(it.stop_reason for it in ledger.machines(active=False) if it.name == name)
-    finally:
-        ledger.close()
 
 
 # -- before ----------------------------------------------------------------------------------
@@ -168,7 +154,7 @@ def test_a_machine_ends_with_its_budget_and_nobody_there(here: Place, at_once: N
     session.start(FOR_EVER, cell_names(FOR_EVER, {}, FOR_EVER), count=0)
     session.close()  # this computer is off; the run goes on
     until(lambda: not here.agents(), "its end")
-    assert reason_of("paid") == "its budget was spent: machine_budget=$12.00"
+    assert end_of("paid") == "its budget was spent: machine_budget=$12.00"
     ledger = Ledger.open()
     (machine,) = ledger.machines()
     assert ledger.cost(machine.id).total == pytest.approx(12e6, rel=0.2)
