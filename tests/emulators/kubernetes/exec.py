@@ -41,9 +41,9 @@ async def serve_exec(request: web.Request, pod: Pod) -> web.StreamResponse:
     ]
     reading = asyncio.create_task(_feed(socket, process.stdin))
     try:
-        done = asyncio.gather(*outputs)
+        done = asyncio.gather(*outputs, return_exceptions=True)
         await asyncio.wait((done, reading), return_when=asyncio.FIRST_COMPLETED)
-        if done.done() and not done.cancelled() and done.exception() is None:
+        if done.done() and done.result() == [None, None]:
             await _say_end(socket, _status(await process.wait()))
     finally:
         for task in (*outputs, reading):
