@@ -43,20 +43,22 @@ def _model(count: int) -> Any:
     return torch.nn.Sequential(*layers)
 
 
-def holds(name: str, count: int, folder: Path) -> list[Figure]:
+def holds(name: str, count: int, folder: Path, device: str = "cpu") -> list[Figure]:
     """Hold and restore times of one size."""
     import torch
     import torch.distributed.checkpoint as dcp
 
     import mlinfra_sdk
 
-    model = _model(count)
+    model = _model(count).to(device)
     ckpt = mlinfra_sdk.checkpoint(name.replace(" ", "-"), keep=mlinfra_sdk.Keep(last=1))
     ours, plain, distributed = [], [], []
     for number in range(ROUNDS + 1):
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(1e-3)
+            if device == "cuda":
+                torch.cuda.synchronize()
         began = time.perf_counter()
         ckpt.save({"model": model}, step=number)
         ours.append(time.perf_counter() - began)

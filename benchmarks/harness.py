@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -175,13 +175,16 @@ def machine() -> dict[str, str]:
     with suppress(OSError, IndexError):
         text = Path("/proc/cpuinfo").read_text()
         model = text.split("model name")[1].split(":")[1].split("\n")[0].strip()
-    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    versions = []
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions.append(f"{name} {version(name)}")
     return {
         "CPU": f"{model}, {os.cpu_count()} cores",
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "kernel": f"{platform.system()} {platform.release()}",
         "Python": platform.python_version(),
-        "versions": versions,
+        "versions": ", ".join(versions),
         "load before": f"{os.getloadavg()[0]:.2f}",
     }
 

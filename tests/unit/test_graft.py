@@ -658,6 +658,28 @@ def test_tensors_that_share_memory() -> None:
     assert view[0] == names["fresh"][1] == 7
 
 
+def test_a_part_of_a_storage_is_written_where_it_belongs() -> None:
+    base = torch.arange(10.0)
+    first, second = base[2:6:2], base[7:9]
+    # Only the stretches that they look into have travelled.
+    stretch = torch.tensor([50.0, -1.0, 60.0])
+    new_first, new_second = stretch[::2], torch.tensor([70.0, 80.0])
+    names = {"first": new_first, "second": new_second, "fresh": stretch[1:]}
+    graft(names, {id(new_first): first, id(new_second): second})
+    assert names["first"] is first and names["second"] is second
+    assert base.tolist() == [0, 1, 50, -1, 60, 5, 6, 70, 80, 9]
+    names["fresh"][0] = 33
+    assert base[3] == 33
+
+
+def test_a_stretch_that_does_not_fit_stays_apart() -> None:
+    base = torch.arange(4.0)
+    one, other = base[:3], base[1:]
+    new_one, new_other = torch.full((3,), 7.0), torch.full((3,), 8.0)
+    graft([new_one, new_other], {id(new_one): one, id(new_other): other})
+    assert (base.tolist(), one.tolist(), other.tolist()) == ([7, 7, 7, 3], [7] * 3, [8] * 3)
+
+
 def test_tensors_whose_sharing_changed() -> None:
     tied = torch.zeros(3)
     old = [tied, tied[:], torch.zeros(3)]

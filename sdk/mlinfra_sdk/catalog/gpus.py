@@ -27,7 +27,9 @@ class Gpu(msgspec.Struct, frozen=True):
     memory: int = 0
 
     def __str__(self) -> str:
-        what = units.format_size(self.memory).replace(" ", "") if self.memory else self.name
+        what = self.name
+        if what == ANY and self.memory:
+            what = units.format_size(self.memory).replace(" ", "")
         return what if self.count == 1 else f"{what}:{self.count}"
 
     def met_by(self, offered: Gpu) -> bool:

@@ -72,6 +72,7 @@ async def offers(request: Request) -> Market:
         await ask_all(targets.names(), ask, market)
     market.quotes.sort(key=lambda quote: _order(quote.offer, request.gpu))
     market.notes.sort()
+    market.missing.sort()
     if not market.quotes:
         said = " ".join([*market.notes, *market.missing])
         raise RequestError(

@@ -108,35 +108,49 @@ def _random_state(work: Grafting, new: Any) -> Any:
 
 
 class Tensors:
-    """Keeps tensors that share a storage sharing one: the old storage where there is one."""
+    """Keeps tensors that share a storage sharing one: the old storage where there is one.
+
+    Of a storage only the stretch travels that the tensors of a cell look into, so the new storage
+    may be a part of the old one, which begins so many bytes into it."""
 
     def __init__(self) -> None:
-        self._targets: dict[int, Any] = {}
-        self._claimed: set[int] = set()
+        self._targets: dict[int, tuple[Any, int]] = {}
+        """Address of a new storage -> the storage that takes its place, and where it begins there,
+        in bytes."""
+        self._claimed: dict[int, list[range]] = {}
         self._unpaired: list[Any] = []
 
     def plan(self, old: Any, new: Any) -> Callable[[], object]:
         """How the old tensor gets the data of the new one."""
         new_storage, old_storage = new.untyped_storage(), old.untyped_storage()
-        key, old_key = new_storage.data_ptr(), old_storage.data_ptr()
-        same_shape = (
-            old.dtype == new.dtype
-            and old.device == new.device
-            and _geometry(old) == _geometry(new)
-            and old_storage.nbytes() == new_storage.nbytes()
+        key = new_storage.data_ptr()
+        if not key:
+            return lambda: _set_data(old, new.data)
+        start = (old.storage_offset() - new.storage_offset()) * new.element_size()
+        stretch = range(start, start + new_storage.nbytes())
+        alike = (old.dtype, old.device, old.size(), old.stride()) == (
+            new.dtype,
+            new.device,
+            new.size(),
+            new.stride(),
         )
-        target = self._targets.get(key)
-        if target is None and key:
-            if same_shape and old_key not in self._claimed:
-                self._targets[key] = old_storage
-                self._claimed.add(old_key)
-                return lambda: old_storage.copy_(new_storage)
-            self._targets[key] = new_storage
-        elif target is not None and target.data_ptr() != key:
-            if same_shape and target.data_ptr() == old_key:
-                return lambda: None
-            return lambda: _set_data(old, _view(new, target))
-        return lambda: _set_data(old, new.data)
+        fits = alike and stretch.start >= 0 and stretch.stop <= old_storage.nbytes()
+        if key not in self._targets:
+            taken = self._claimed.setdefault(old_storage.data_ptr(), [])
+            if fits and not any(_overlap(stretch, other) for other in taken):
+                taken.append(stretch)
+                self._targets[key] = old_storage, start
+                if stretch == range(old_storage.nbytes()):
+                    return lambda: old_storage.copy_(new_storage)
+            else:
+                self._targets[key] = new_storage, 0
+        target, begin = self._targets[key]
+        if target.data_ptr() == key:
+            return lambda: _set_data(old, new.data)
+        if fits and target.data_ptr() == old_storage.data_ptr() and begin == start:
+            whole = new_storage.nbytes() == old_storage.nbytes()
+            return (lambda: None) if whole else lambda: _copy(old, new)
+        return lambda: _set_data(old, self._moved(new, target, begin))
 
     def unpaired(self, new: Any) -> None:
         self._unpaired.append(new)
@@ -144,19 +158,32 @@ class Tensors:
     def relink(self) -> None:
         """Let new tensors that share memory with a paired one share the old memory."""
         for new in self._unpaired:
-            own = new.untyped_storage()
-            storage = self._targets.get(own.data_ptr())
-            if storage is not None and storage.data_ptr() != own.data_ptr():
-                _set_data(new, _view(new, storage))
+            storage = new.untyped_storage()
+            target, begin = self._targets.get(storage.data_ptr(), (storage, 0))
+            if target.data_ptr() != storage.data_ptr():
+                _set_data(new, self._moved(new, target, begin))
+
+    @staticmethod
+    def _moved(new: Any, target: Any, begin: int) -> Any:
+        """A tensor in the storage that takes the place of its own, with its content."""
+        offset, rest = divmod(begin, new.element_size())
+        if rest:  # there it would not lie on a whole element
+            return new.data
+        empty = new.data.new_empty(0, device=target.device)
+        view = empty.set_(target, offset + new.storage_offset(), new.size(), new.stride())
+        _copy(view, new)
+        return view
 
 
-def _geometry(tensor: Any) -> tuple[object, ...]:
-    return (tensor.storage_offset(), tensor.size(), tensor.stride())
+def _overlap(one: range, other: range) -> bool:
+    return max(one.start, other.start) < min(one.stop, other.stop)
 
 
-def _view(tensor: Any, storage: Any) -> Any:
-    empty = tensor.data.new_empty(0, device=storage.device)
-    return empty.set_(storage, *_geometry(tensor))
+def _copy(old: Any, new: Any) -> None:
+    """The elements of a tensor, each memory once: what is expanded cannot be written to."""
+    if new.numel():
+        once = tuple(0 if step == 0 else slice(None) for step in new.stride())
+        old.data[once].copy_(new.data[once])
 
 
 def _set_data(old: Any, data: Any) -> None:
