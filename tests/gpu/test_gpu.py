@@ -180,6 +180,18 @@ def test_what_it_does_is_measured() -> None:
     assert {"gpu_energy", "rate:samples"} <= kept
 
 
+def test_a_seed_set_here_is_that_of_the_gpu_there() -> None:
+    draw = "torch.randn(3, device='cuda').tolist()"
+    with Session(namespace={"torch": torch}, gpu="any") as session:
+        for seed in (5, 6, 5):
+            torch.manual_seed(seed)
+            wanted = torch.randn(3, device="cuda").tolist()
+            torch.manual_seed(seed)
+            torch.rand(1)  # the processor's generator goes on, which is another one
+            assert session.run(draw) == wanted
+        assert session.run(draw) != wanted
+
+
 def test_errors_of_the_gpu_come_here_and_the_kernel_goes_on() -> None:
     with Session(namespace={}, gpu="any") as session:
         with pytest.raises(torch.OutOfMemoryError, match="out of memory"):

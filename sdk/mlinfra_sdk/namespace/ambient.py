@@ -5,8 +5,8 @@ Each piece of state has an :class:`Adapter` that reads and writes it as opaque b
 is in :mod:`mlinfra_sdk.namespace.ambient_state`. Nothing is imported for it: a value for a module
 that is not loaded yet is kept, and set as soon as the module has been imported.
 
-Left out, because it cannot be read or cannot be copied: the seed of string hashes, CUDA random
-numbers (they stay on their device), locale, signal handlers, threads and event loops, replaced
+Left out, because it cannot be read or cannot be copied: the seed of string hashes, how far CUDA's
+random generators are (their seed follows ``torch.manual_seed``), locale, signal handlers, threads and event loops, replaced
 ``sys.stdout``/``showwarning``/hooks, patched modules and classes, attributes of modules, open
 figures, the matplotlib backend, log handlers other than plain stream and file handlers.
 """

@@ -361,10 +361,18 @@ def set_torch(value: Any) -> None:
 
 
 def get_torch_random() -> Any:
-    """The CPU generator's state; those of CUDA stay with their device."""
+    """The CPU generator's state; those of CUDA stay with their device, but for their seed."""
     return sys.modules["torch"].get_rng_state().numpy().tobytes()
 
 
 def set_torch_random(value: bytes) -> None:
     torch = sys.modules["torch"]
-    torch.set_rng_state(torch.frombuffer(bytearray(value), dtype=torch.uint8))
+    generator = torch.default_generator
+    before = generator.initial_seed()
+    state = torch.frombuffer(bytearray(value), dtype=torch.uint8)
+    generator.set_state(state)
+    seed = generator.initial_seed()
+    # torch.manual_seed seeds the generators of all devices, also of those that only the machine
+    # has. Without a GPU here this is put off until there is one, as torch itself does.
+    if seed != before or torch.equal(torch.Generator().manual_seed(seed).get_state(), state):
+        torch.cuda.manual_seed_all(seed)
