@@ -6,9 +6,10 @@ is in :mod:`mlinfra_sdk.namespace.ambient_state`. Nothing is imported for it: a 
 that is not loaded yet is kept, and set as soon as the module has been imported.
 
 Left out, because it cannot be read or cannot be copied: the seed of string hashes, how far CUDA's
-random generators are (their seed follows ``torch.manual_seed``), locale, signal handlers, threads and event loops, replaced
-``sys.stdout``/``showwarning``/hooks, patched modules and classes, attributes of modules, open
-figures, the matplotlib backend, log handlers other than plain stream and file handlers.
+random generators are (their seed follows ``torch.manual_seed``), locale, signal handlers, threads
+and event loops, replaced ``sys.stdout``/``showwarning``/hooks, patched modules and classes,
+attributes of modules, open figures, the matplotlib backend, log handlers other than plain stream
+and file handlers.
 """
 
 from __future__ import annotations
