@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import kr8s
 import pytest
 from emulators.kubernetes import Emulator, Pod, emulator
 from live import opened, until
@@ -163,6 +164,26 @@ def test_a_pod_that_is_taken_away_is_a_lost_machine(cluster: Emulator) -> None:
         except MachineLost:
             it.run("kept + 1")
         assert cluster.pods()[0].uid != pod.uid
+
+
+def test_another_client_finds_enters_and_deletes_the_pod(
+    cluster: Emulator, provider: Callable[..., KubernetesProvider]
+) -> None:
+    handle = portal().call(launched(provider(), "k1"))
+    api = kr8s.api()
+    assert {node.name for node in api.get("nodes")} == {"plain", "gpu-1", "gpu-2"}
+    (pod,) = api.get("pods", label_selector={"mlinfra-key": "k1"})
+    assert pod.namespace == "ml" and pod.status.phase == "Running" and pod.ready()
+    done = pod.exec(["sh", "-c", "echo $TEST_POD_UID; echo no >&2; exit 3"], check=False)
+    assert (done.stdout.decode().strip(), done.stderr.strip(), done.returncode) == (
+        pod.metadata.uid, b"no", 3,
+    )  # fmt: skip
+    assert list(api.get("pods", label_selector={"mlinfra-key": "other"})) == []
+    pod.delete(grace_period=0)
+    until(lambda: not cluster.pods(), "the pod to end")
+    status = portal().call(provider().status(handle))
+    assert not status.alive and status.reason.startswith("its pod is gone")
+    portal().call(provider().stop(handle))
 
 
 def test_kubernetes_ends_it_at_its_deadline_whatever_the_agent_does(

@@ -49,8 +49,9 @@ class Api:
         pods = "/api/v1/namespaces/{namespace}/pods"
         app.add_routes(
             [
-                web.get("/api", self._versions),
-                web.get("/apis", self._groups),
+                web.get("/version{_:/?}", self._version),
+                web.get("/api{_:/?}", self._versions),
+                web.get("/apis{_:/?}", self._groups),
                 web.get("/api/v1", self._core),
                 web.get(f"/apis/{_REVIEWS}/v1", self._review_resources),
                 web.post(f"/apis/{_REVIEWS}/v1/selfsubjectaccessreviews", self._review),
@@ -168,6 +169,9 @@ class Api:
 
     # -- discovery -----------------------------------------------------------------------------
 
+    async def _version(self, request: web.Request) -> web.Response:
+        return web.json_response({"major": "1", "minor": "34", "gitVersion": "v1.34.0"})
+
     async def _versions(self, request: web.Request) -> web.Response:
         return web.json_response({"kind": "APIVersions", "versions": ["v1"]})
 
@@ -178,8 +182,11 @@ class Api:
 
     async def _core(self, request: web.Request) -> web.Response:
         pods = _resource("pods", "Pod", ["create", "delete", "get", "list"])
-        pods["shortNames"] = ["po"]
-        return _resources("v1", [pods, _resource("pods/exec", "PodExecOptions", ["create", "get"])])
+        pods |= {"shortNames": ["po"], "singularName": "pod"}
+        nodes = _resource("nodes", "Node", ["list"])
+        nodes |= {"namespaced": False, "singularName": "node"}
+        execs = _resource("pods/exec", "PodExecOptions", ["create", "get"])
+        return _resources("v1", [pods, nodes, execs])
 
     async def _review_resources(self, request: web.Request) -> web.Response:
         reviews = _resource("selfsubjectaccessreviews", "SelfSubjectAccessReview", ["create"])

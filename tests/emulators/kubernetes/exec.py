@@ -1,4 +1,5 @@
-"""``exec`` as ``kubectl`` speaks it: the websocket protocol ``v5.channel.k8s.io``.
+"""``exec`` as ``kubectl`` speaks it, the websocket protocol ``v5.channel.k8s.io``, and as older
+clients do, ``v4``, which cannot end a command's stdin.
 
 Each binary message begins with the number of its channel. The last word on the error channel is a
 ``Status`` with the exit status.
@@ -15,7 +16,8 @@ from aiohttp import WSMsgType, web
 
 from emulators.kubernetes.pods import Pod
 
-_PROTOCOL = "v5.channel.k8s.io"
+_V5 = "v5.channel.k8s.io"
+_PROTOCOLS = (_V5, "v4.channel.k8s.io")
 _STDIN, _STDOUT, _STDERR, _ERROR, _CLOSE = 0, 1, 2, 3, 255
 _CHUNK = 32 << 10
 _detached: set[asyncio.Task[int]] = set()
@@ -24,9 +26,9 @@ _detached: set[asyncio.Task[int]] = set()
 async def serve_exec(request: web.Request, pod: Pod) -> web.StreamResponse:
     """Run a command in a pod. A client that goes away closes the command's stdin and reads its
     output no longer; the command itself is not killed."""
-    socket = web.WebSocketResponse(protocols=(_PROTOCOL,), compress=False, max_msg_size=0)
+    socket = web.WebSocketResponse(protocols=_PROTOCOLS, compress=False, max_msg_size=0)
     await socket.prepare(request)
-    if socket.ws_protocol != _PROTOCOL:
+    if socket.ws_protocol not in _PROTOCOLS:
         await socket.close(code=1002)
         return socket
     try:
@@ -69,7 +71,7 @@ async def _feed(socket: web.WebSocketResponse, stdin: asyncio.StreamWriter) -> N
             if channel == _STDIN:
                 stdin.write(data)
                 await stdin.drain()
-            elif channel == _CLOSE and data == bytes([_STDIN]):
+            elif socket.ws_protocol == _V5 and channel == _CLOSE and data == bytes([_STDIN]):
                 stdin.close()
 
 
