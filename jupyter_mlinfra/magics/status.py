@@ -9,7 +9,7 @@ from mlinfra_sdk import cli_catalog, cli_cost, units
 from mlinfra_sdk.errors import RequestError
 from mlinfra_sdk.ledger import Ledger, Machine
 from mlinfra_sdk.ledger.report import report
-from mlinfra_sdk.machines import ends, lifecycle
+from mlinfra_sdk.machines import claim, ends, lifecycle
 from mlinfra_sdk.machines.portal import portal
 from mlinfra_sdk.session import Session
 from mlinfra_sdk.spec import Resolved, did_you_mean
@@ -63,6 +63,9 @@ def show_machines(ledger: Ledger, alive: list[Machine]) -> None:
         cost = units.format_usd(ledger.cost(machine.id).total)
         print(f"{machine.name}  on {machine.provider}  {machine.gpu or 'CPU'}  up {up}  {cost}")
         agent = agents.get(machine.id)
+        if not machine.handle:
+            print(f"  it starts: {claim.said(machine.name)}".removesuffix(": "))
+            continue
         if agent is None:
             print("  it does not answer")
             continue

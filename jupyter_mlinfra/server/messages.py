@@ -131,6 +131,8 @@ class Machine(msgspec.Struct, kw_only=True):
     idle_seconds: float | None = None
     ends: list[End] = []
     usage: list[Usage] = []
+    waits: str = ""
+    """What it waits for while it starts."""
 
 
 class Run(msgspec.Struct, kw_only=True):

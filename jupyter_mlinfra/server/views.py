@@ -11,6 +11,7 @@ from mlinfra_sdk import units
 from mlinfra_sdk.ledger import Cost, Ledger
 from mlinfra_sdk.ledger import Machine as MachineRecord
 from mlinfra_sdk.ledger import Run as RunRecord
+from mlinfra_sdk.machines import claim
 from mlinfra_sdk.worker.messages import RunInfo
 
 from .messages import End, Machine, Run
@@ -86,6 +87,8 @@ class Views:
             usd=cost.total / units.MICRO if known else None,
             idle_usd=cost.idle / units.MICRO if known else None,
         )
+        if shown.state == "starting":
+            shown.waits = claim.said(machine.name)
         observer = self._observers.get(machine.id)
         if observer is not None:
             _observe(shown, observer)

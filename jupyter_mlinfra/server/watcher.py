@@ -158,6 +158,7 @@ class Watcher:
         if (
             books is not None
             and not self._dirty
+            and all(it.started_at is not None for it in books.machines if it.stopped_at is None)
             and time.time() - books.now < _REFRESH
             and self.ledger().version() == books.version
         ):

@@ -94,6 +94,9 @@ function Machine(
             : `${usd(cost)} (${usd(machine.usd_per_hour ?? 0)}/h)`}
         </span>
       </div>
+      {machine.waits && (
+        <div className="mlinfra-line mlinfra-faint">{machine.waits}</div>
+      )}
       <Notebook {...props} path={machine.path} notebook={machine.notebook} />
       <Usage {...props} />
       <Ending {...props} idle={idle} />

@@ -42,6 +42,8 @@ export interface IMachine {
   readonly idle_seconds: number | null;
   readonly ends: readonly IEnd[];
   readonly usage: readonly IUsage[];
+  /** What it waits for while it starts. */
+  readonly waits: string;
 }
 
 export interface IRun {

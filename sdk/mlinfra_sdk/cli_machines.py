@@ -11,7 +11,7 @@ from rich.table import Table
 from mlinfra_sdk import spec, units
 from mlinfra_sdk.errors import MlinfraError, RequestError
 from mlinfra_sdk.ledger import Ledger, Machine
-from mlinfra_sdk.machines import ends, lifecycle
+from mlinfra_sdk.machines import claim, ends, lifecycle
 from mlinfra_sdk.machines.ends import in_words
 from mlinfra_sdk.machines.portal import portal
 from mlinfra_sdk.terminal import console, print_json
@@ -74,6 +74,7 @@ def _as_json(machine: Machine, cost: int, agent: AgentInfo | None) -> dict[str, 
         "usd_per_hour": machine.price.micro_per_hour / 1e6 if machine.price.known else None,
         "price_source": machine.price.source,
         "price_date": machine.price.date,
+        "waits": claim.said(machine.name) if not machine.handle else "",
         "busy": agent.busy if agent is not None else None,
         "ends": agent.ends if agent is not None else None,
     }
@@ -104,7 +105,10 @@ def _show_status(
         out.print(table)
         for machine in alive:
             agent = agents.get(machine.id)
-            if agent is None:
+            if not machine.handle:
+                waits = claim.said(machine.name)
+                out.print(f"{machine.name} starts{f': {waits}' if waits else ''}.")
+            elif agent is None:
                 out.print(f"{machine.name} does not answer.")
             else:
                 lines = in_words(agent.ends, busy=agent.busy)

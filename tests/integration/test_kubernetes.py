@@ -4,11 +4,16 @@ kernels."""
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,6 +32,8 @@ from mlinfra_sdk.errors import (
     ProviderError,
     RequestError,
 )
+from mlinfra_sdk.ledger import Ledger
+from mlinfra_sdk.machines.claim import is_claimed
 from mlinfra_sdk.machines.portal import portal
 from mlinfra_sdk.providers.base import Handle
 from mlinfra_sdk.providers.kubernetes import KubernetesProvider, Options
@@ -47,6 +54,8 @@ def service(
     config = folder / "config.toml"
     config.write_text(
         f'[targets.pods]\nprovider = "kubernetes"\nhome = "{folder}/host"\n'
+        f'[targets.tolerant]\nprovider = "kubernetes"\nhome = "{folder}/host"\n'
+        'tolerations = ["team=ml:NoSchedule"]\n'
         "[prices]\nkubernetes.A10 = 0.9\n"
     )
     with pytest.MonkeyPatch.context() as patch, emulator() as it:
@@ -240,6 +249,35 @@ def test_the_card_shows_what_is_waited_for_until_an_interrupt(
         assert cell.error[0] == "KeyboardInterrupt"
         assert cluster.objects() == []
         assert cell.cards[-1]["content"]["data"]["text/plain"].startswith("Interrupted")
+
+
+def test_others_see_what_is_waited_for_and_waiting_is_not_billed(cluster: Emulator) -> None:
+    def told() -> str:
+        command = [sys.executable, "-m", "mlinfra_sdk.cli", "status", "--json"]
+        machines = json.loads(subprocess.check_output(command))["machines"]
+        return next((it["waits"] for it in machines if it["name"] == "watched"), "")
+
+    cluster.hold_images()
+    with session(machine="watched", price=3_600_000) as it, ThreadPoolExecutor(1) as pool:
+        running = pool.submit(it.run, "1")
+        try:
+            until(lambda: told().startswith('pulling image "docker.io'), "the launch to be seen")
+        finally:
+            released = time.time()
+            cluster.heal()
+        assert running.result(60) == 1
+        assert told() == "" and not is_claimed("watched")
+        known = next(it for it in Ledger.open().machines(active=True) if it.name == "watched")
+        assert known.intended_at < released <= (known.started_at or 0)
+        it.stop()
+
+
+def test_a_launch_that_fails_after_the_pod_began_has_cost_something(cluster: Emulator) -> None:
+    settings = {"gpu": parse_gpus("A10"), "on": "tolerant", "machine": "refused"}
+    with session(**settings) as it, pytest.raises(RequestError, match="no NVIDIA GPU"):
+        it.run("1")
+    known = next(it for it in Ledger.open().machines() if it.name == "refused")
+    assert known.stopped_at is not None and known.stopped_at > (known.started_at or 1e12)
 
 
 def test_a_cluster_without_room_is_given_up_after_a_while(

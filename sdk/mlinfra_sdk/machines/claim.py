@@ -1,11 +1,13 @@
-"""Only one process at a time looks for a machine of some name, and launches it if there is none."""
+"""Only one process at a time looks for a machine of some name, and launches it if there is none.
+
+The others can read what it is waiting for."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
@@ -13,20 +15,43 @@ import anyio
 from mlinfra_sdk import paths
 
 _POLL = 0.02
+_LONGEST = 2000
+"""Bytes of what is said."""
 
 
 @asynccontextmanager
-async def claimed(name: str) -> AsyncIterator[None]:
+async def claimed(name: str) -> AsyncIterator[Callable[[str], None]]:
     """Wait until nobody else is in here for this name. A process that is killed leaves at once:
-    the claim is a lock on a file, which ends with its holder."""
+    the claim is a lock on a file, which ends with its holder. Gives a function that says to others
+    what is waited for (:func:`said`)."""
     path = _path(name)
     path.parent.mkdir(mode=0o700, exist_ok=True)
     fd = await _locked(path)
+    said = ""
+
+    def say(text: str) -> None:
+        nonlocal said
+        if text != said:
+            said = text
+            with suppress(OSError):  # a full disk must not end a launch
+                data = text.encode()[:_LONGEST]
+                os.pwrite(fd, data, 0)
+                os.ftruncate(fd, len(data))
+
     try:
-        yield
+        yield say
     finally:
         path.unlink()
         os.close(fd)
+
+
+def said(name: str) -> str:
+    """What is waited for by whoever is in there for this name; empty if nobody is."""
+    if not is_claimed(name):
+        return ""
+    with suppress(OSError):
+        return _path(name).read_text(errors="replace")
+    return ""
 
 
 def is_claimed(name: str) -> bool:

@@ -44,6 +44,8 @@ def extend(known: Machine, seconds: float) -> list[End]:
 
 def _ask(known: Machine, request: m.AnyRequest, kind: type[T]) -> T:
     """The answer of a machine's agent, by a connection for this one request."""
+    if not known.handle:
+        raise MlinfraError(f"The machine {known.name} is still starting.", hint="Try again later.")
     handle = Handle.from_json(known.handle)
     provider = providers.of(handle)
     client = AgentClient.open(

@@ -17,7 +17,7 @@ from mlinfra_sdk.ledger import Ledger, Machine, history
 from mlinfra_sdk.machines import budgets, consent, market
 from mlinfra_sdk.machines.claim import claimed, is_claimed
 from mlinfra_sdk.providers.base import Handle, Offer, Provider, Status
-from mlinfra_sdk.providers.waiting import tell
+from mlinfra_sdk.providers.waiting import beginning, listening, tell
 from mlinfra_sdk.spec import Gpu, Request
 from mlinfra_sdk.targets import AUTO
 
@@ -59,7 +59,7 @@ async def acquire(
     :class:`~.consent.Unconfirmed` if the user has to be asked before (and has not ``agreed``), and
     :class:`BudgetSpent`. ``notebook`` and ``cell`` (a ``cell_key``) are those that need it.
     """
-    async with claimed(name):
+    async with claimed(name) as announce:
         unfinished = ""
         for known in ledger.machines(active=True):
             if request.target not in (AUTO, known.provider) or known.name != name:
@@ -76,10 +76,11 @@ async def acquire(
                 return LiveMachine(known.id, name, known.provider, provider, handle, offer)
             close_ended(ledger, known, status)
             await provider.stop(handle)
-        tell("asking what there is and what it costs")
-        found = await market.offers(request)
-        purpose = Purpose(name, agreed, notebook, cell)
-        return await _launch_one(found, request, purpose, ledger, unfinished, say)
+        with listening(announce):
+            tell("asking what there is and what it costs")
+            found = await market.offers(request)
+            purpose = Purpose(name, agreed, notebook, cell)
+            return await _launch_one(found, request, purpose, ledger, unfinished, say)
 
 
 @dataclass(frozen=True)
@@ -142,20 +143,26 @@ async def _launch(
         gpu=gpu.name if gpu else "",
         gpu_count=gpu.count if gpu else 0,
     )
-    started = await _begun_before(unfinished, ledger) or time.time()
+    begun_before = await _begun_before(unfinished, ledger)
+    asked = time.time()
+    began = None
     try:
         paid = budgets.share(ledger, _known(ledger, machine_id), request, purpose.notebook)
         if paid is not None:
             request = msgspec.structs.replace(request, paid=paid.seconds, paid_by=paid.budget)
         previous = await _previous(request.on, name, ledger)
-        handle = await provider.launch(offer, request, machine_id, previous)
+        with beginning() as began:
+            handle = await provider.launch(offer, request, machine_id, previous)
     except BaseException as error:
         reason = "the launch was cancelled" if not isinstance(error, Exception) else str(error)
         with suppress(LedgerError):
+            if began is not None and began.at is not None:  # it has cost something all the same
+                ledger.machine_started(machine_id, at=begun_before or began.at)
             ledger.machine_stopped(machine_id, reason=reason[:500])
         if isinstance(error, OSError) and not isinstance(error, MlinfraError):
             raise ProviderError(f"on={request.on} could not start a machine: {error}.") from error
         raise
+    started = begun_before or began.at or asked
     try:
         ledger.machine_started(machine_id, handle=handle.to_json(), at=started)
     except LedgerError:  # what nobody can find again must not go on

@@ -25,7 +25,7 @@ from mlinfra_sdk.ledger import Price
 from mlinfra_sdk.link.wire import ProcessWire, open_process
 from mlinfra_sdk.providers.base import Capabilities, Handle, Offer, Problem, Status
 from mlinfra_sdk.providers.remote import ExecProvider, Remote
-from mlinfra_sdk.providers.waiting import tell
+from mlinfra_sdk.providers.waiting import runs, tell
 from mlinfra_sdk.spec import Request
 from mlinfra_sdk.worker import gpus, spawner
 
@@ -124,6 +124,7 @@ class ContainerProvider(ExecProvider):
         data = {"engine": self._engine, "name": f"mlinfra-{key}"}
         try:
             await self._make(data, key, request)
+            runs()
             private = ["exec", data["name"], "chmod", "700", _HOME, _MACHINES]
             await _engine_must(data["engine"], *private)
             return await self.start_agent(

@@ -36,7 +36,7 @@ from mlinfra_sdk.providers.remote import (
 )
 from mlinfra_sdk.providers.ssh import Options as SshOptions
 from mlinfra_sdk.providers.ssh import SshProvider, SshRemote
-from mlinfra_sdk.providers.waiting import tell
+from mlinfra_sdk.providers.waiting import runs, tell
 from mlinfra_sdk.spec import Request
 from mlinfra_sdk.worker import spawner
 
@@ -341,6 +341,7 @@ async def _until_running(login: Remote, job: str) -> None:
     while True:
         state, reason = await _state(login, job)
         if state == "RUNNING":
+            runs()
             return
         if state not in _WAITING:
             raise ProviderError(

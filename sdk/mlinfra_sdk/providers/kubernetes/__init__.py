@@ -33,7 +33,7 @@ from mlinfra_sdk.providers.kubernetes import pods
 from mlinfra_sdk.providers.kubernetes.kubectl import Exists, Missing, Place, place
 from mlinfra_sdk.providers.kubernetes.pools import LABELS, Pool, model, pools
 from mlinfra_sdk.providers.remote import ExecProvider, Remote
-from mlinfra_sdk.providers.waiting import tell
+from mlinfra_sdk.providers.waiting import runs, tell
 from mlinfra_sdk.spec import Request
 from mlinfra_sdk.worker import spawner
 
@@ -357,6 +357,7 @@ async def _until_running(cluster: Place, name: str, patience: float) -> None:
                 hint=f"Its image needs sh, mkfifo, timeout and head: kubectl describe pod {name}",
             )
         if pods.runs(pod):
+            runs()
             return
         reason = pods.waiting(pod, await _events(cluster, name))
         tell(reason.text)

@@ -13,6 +13,7 @@ from mlinfra_sdk.errors import LinkClosed, LinkError, MlinfraError
 from mlinfra_sdk.link.frames import Buffer
 from mlinfra_sdk.providers.modal.errors import translate, translated
 from mlinfra_sdk.providers.remote import Remote
+from mlinfra_sdk.providers.waiting import runs
 
 if TYPE_CHECKING:
     from modal import Sandbox
@@ -161,6 +162,7 @@ class SandboxRemote(Remote):
                 if sandbox.returncode is not None:
                     raise LinkClosed("The sandbox has ended.")
                 process = await sandbox.exec.aio(*argv, text=False, bufsize=-1)
+                runs()  # it is answered when the sandbox has been scheduled and has started
         except MlinfraError as error:
             if isinstance(error.__cause__, (ConflictError, NotFoundError)):
                 raise LinkClosed("The sandbox has ended.") from None
