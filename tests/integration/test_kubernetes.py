@@ -132,6 +132,13 @@ def test_cells_run_in_a_pod_which_ends_with_its_reason(cluster: Emulator) -> Non
     portal().call(machine.provider.stop(machine.handle))
 
 
+def test_the_budget_of_a_machine_shortens_its_deadline(cluster: Emulator) -> None:
+    with session(time=36_000.0, price=3_600_000, machine_budget=720_000) as it:
+        it.run("1")
+        (pod,) = cluster.pods()
+        assert pod.spec["activeDeadlineSeconds"] == 720 + 600
+
+
 def killed(cluster: Emulator, pod: Pod) -> None:
     """The agent itself, as the kernel does when memory runs out."""
     assert pod.main is not None

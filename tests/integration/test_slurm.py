@@ -18,7 +18,7 @@ from sshd import running
 from test_conformance import without_folder_for_machines
 
 from mlinfra_sdk.catalog.gpus import parse_gpus
-from mlinfra_sdk.errors import MachineLost, ProviderError, RequestError
+from mlinfra_sdk.errors import BudgetSpent, MachineLost, ProviderError, RequestError
 from mlinfra_sdk.ledger import Ledger
 from mlinfra_sdk.machines import lifecycle
 from mlinfra_sdk.machines.portal import portal
@@ -91,6 +91,20 @@ def test_a_job_runs_cells_and_ends_with_its_session(cluster: Cluster) -> None:
         assert machine is not None
         assert jobs(cluster, "%k") == [machine.id]
     assert jobs(cluster) == []
+
+
+def test_the_budget_of_a_machine_shortens_its_job(cluster: Cluster) -> None:
+    # 0.35 USD at 1 USD an hour are 21 minutes; Slurm counts whole ones.
+    with session(time=36_000.0, price=1_000_000, machine_budget=350_000) as it:
+        it.run("1")
+        assert jobs(cluster, "%l") == ["21:00"]
+
+
+def test_a_run_ends_with_its_budget(cluster: Cluster) -> None:
+    with session(price=3_600_000, budget=1500) as it:  # 1.5 s
+        with pytest.raises(BudgetSpent, match=r"budget=\$0.0015"):
+            it.run("import time\nx = 1\nwhile True: time.sleep(0.01)")
+        assert it.run("2") == 2  # the machine goes on
 
 
 def test_it_ends_by_itself_when_nobody_uses_it(cluster: Cluster) -> None:

@@ -23,6 +23,7 @@ __all__ = [
     "Status",
     "TellsCost",
     "limits_of",
+    "longest",
 ]
 
 
@@ -106,6 +107,15 @@ class NoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def limits_of(request: Request) -> Limits:
     """The agent's own limits for a machine that is launched by this request."""
     return Limits(idle=request.idle, time=request.time, paid=request.paid, budget=request.paid_by)
+
+
+def longest(request: Request, price: Price) -> float | None:
+    """Seconds that a machine may live at most, for the provider's own deadline behind the agent's
+    limits: by ``time=``, or by what ``machine_budget=`` pays for. None: nothing was said."""
+    known = [] if request.time is None else [request.time]
+    if request.machine_budget is not None and price.micro_per_hour:
+        known.append(request.machine_budget / price.micro_per_hour * 3600)
+    return min(known, default=None)
 
 
 class Provider(Protocol):

@@ -7,6 +7,7 @@ directory must be the same on the login node and on the nodes, as it is on most 
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import shutil
@@ -25,7 +26,7 @@ from mlinfra_sdk.catalog.gpus import ANY, Gpu
 from mlinfra_sdk.errors import LinkError, ProviderError, RequestError
 from mlinfra_sdk.ledger import Price
 from mlinfra_sdk.link.wire import ProcessWire, open_process
-from mlinfra_sdk.providers.base import Capabilities, Handle, Offer, Problem, Status
+from mlinfra_sdk.providers.base import Capabilities, Handle, Offer, Problem, Status, longest
 from mlinfra_sdk.providers.remote import (
     ExecProvider,
     ExecWire,
@@ -143,8 +144,7 @@ class SlurmProvider(ExecProvider):
         """What the partitions have; the start is what Slurm estimates."""
         login = _login(self._options.host)
         found = await _gres(login, self._options.partition)
-        source = "set by price=" if request.price else "your own cluster"
-        price = Price(request.price, source, time.strftime("%Y-%m-%d"))
+        price = self._price(request)
         if request.gpu is None:
             start = await self._expected_start(login, request, None)
             return [Offer(self.name, None, price, start)]
@@ -161,6 +161,11 @@ class SlurmProvider(ExecProvider):
                 hint="Ask for one of these, or name a partition that has it.",
             )
         return offers
+
+    @staticmethod
+    def _price(request: Request) -> Price:
+        source = "set by price=" if request.price else "your own cluster"
+        return Price(request.price, source, time.strftime("%Y-%m-%d"))
 
     @property
     def _where(self) -> str:
@@ -202,8 +207,10 @@ class SlurmProvider(ExecProvider):
     def _arguments(self, request: Request, gres: tuple[_Gres, int] | None) -> list[str]:
         options = self._options
         partition = options.partition or (gres[0].partition if gres else "")
-        longest = request.time or min(_LONGEST, gres[0].longest if gres else _LONGEST)
-        minutes = max(1, round(longest / 60))
+        seconds = longest(request, self._price(request))
+        if seconds is None:
+            seconds = min(_LONGEST, gres[0].longest if gres else _LONGEST)
+        minutes = max(1, math.ceil(seconds / 60))
         named = {
             "job-name": _NAME,
             "output": "/dev/null",

@@ -28,7 +28,7 @@ from mlinfra_sdk.catalog.prices import rates_for
 from mlinfra_sdk.errors import LinkError, MlinfraError, NoCapacity, ProviderError, RequestError
 from mlinfra_sdk.ledger import Price
 from mlinfra_sdk.link.wire import ProcessWire, open_process
-from mlinfra_sdk.providers.base import Capabilities, Handle, Offer, Problem, Status
+from mlinfra_sdk.providers.base import Capabilities, Handle, Offer, Problem, Status, longest
 from mlinfra_sdk.providers.kubernetes import pods
 from mlinfra_sdk.providers.kubernetes.kubectl import Exists, Missing, Place, place
 from mlinfra_sdk.providers.kubernetes.pools import LABELS, Pool, model, pools
@@ -202,7 +202,7 @@ class KubernetesProvider(ExecProvider):
         if offer.gpu is not None:
             named = self._named(offer.gpu, await _pools(cluster) or [])
             labels = named[1] if named is not None else {}
-        pod = self._manifest(request, offer.gpu, key, labels)
+        pod = self._manifest(longest(request, offer.price), offer.gpu, key, labels)
         name: str = pod["metadata"]["name"]
         data = _data(cluster, name, key)
         try:
@@ -234,7 +234,7 @@ class KubernetesProvider(ExecProvider):
             ) from None
 
     def _manifest(
-        self, request: Request, gpu: Gpu | None, key: str, labels: Mapping[str, str]
+        self, seconds: float | None, gpu: Gpu | None, key: str, labels: Mapping[str, str]
     ) -> dict[str, Any]:
         options = self._options
         python = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -244,7 +244,7 @@ class KubernetesProvider(ExecProvider):
                 key=key,
                 user=_user(),
                 image=options.image or f"docker.io/library/python:{python}-slim",
-                seconds=int(request.time) + _MARGIN if request.time else _LONGEST,
+                seconds=_LONGEST if seconds is None else int(seconds) + _MARGIN,
                 gpu=gpu,
                 cpu=options.cpu,
                 memory=options.memory,

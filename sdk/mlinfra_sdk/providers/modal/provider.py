@@ -19,9 +19,18 @@ import msgspec
 from mlinfra_sdk import units
 from mlinfra_sdk.catalog import Gpu, Rate
 from mlinfra_sdk.errors import LinkError, MlinfraError, ProviderError, RequestError
+from mlinfra_sdk.ledger import Price
 from mlinfra_sdk.link.wire import Wire
 from mlinfra_sdk.providers import packages
-from mlinfra_sdk.providers.base import Bill, Capabilities, Handle, Offer, Problem, Status
+from mlinfra_sdk.providers.base import (
+    Bill,
+    Capabilities,
+    Handle,
+    Offer,
+    Problem,
+    Status,
+    longest,
+)
 from mlinfra_sdk.providers.modal import bills, rates, tunnel
 from mlinfra_sdk.providers.modal.errors import INSTALL, LOG_IN, has_token, missing, translated
 from mlinfra_sdk.providers.modal.wire import SandboxRemote, detach, environment
@@ -148,7 +157,7 @@ class ModalProvider(ExecProvider):
     ) -> Handle:
         """Make a sandbox and start an agent in it; see :meth:`Provider.launch`. What an earlier
         machine had outside of the volume is gone with it."""
-        seconds = _seconds_of(request)
+        seconds = _seconds_of(request, offer.price)
         with translated():
             from modal.stream_type import StreamType
         try:
@@ -316,16 +325,15 @@ def _within(seconds: float, act: Callable[[], object]) -> None:
     done.result()
 
 
-def _seconds_of(request: Request) -> int:
+def _seconds_of(request: Request, price: Price | None = None) -> int:
     """Modal's limit for the sandbox. Raises :class:`RequestError` for more than it allows."""
-    if request.time is None:
-        return _LONGEST
-    if request.time > _LONGEST:
+    if request.time is not None and request.time > _LONGEST:
         raise RequestError(
             f"time={units.format_duration(request.time)} is more than a Modal sandbox may live.",
             hint="Ask for 24h at most.",
         )
-    return min(_LONGEST, round(request.time) + _MARGIN)
+    seconds = longest(request, price or Price.unknown())
+    return _LONGEST if seconds is None else min(_LONGEST, round(seconds) + _MARGIN)
 
 
 def _guard(key: str) -> list[str]:

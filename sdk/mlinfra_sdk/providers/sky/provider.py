@@ -22,7 +22,7 @@ import msgspec
 from mlinfra_sdk import units
 from mlinfra_sdk.errors import MlinfraError, ProviderError, RequestError
 from mlinfra_sdk.ledger import Price
-from mlinfra_sdk.providers.base import Capabilities, Handle, Offer, Problem, Status
+from mlinfra_sdk.providers.base import Capabilities, Handle, Offer, Problem, Status, longest
 from mlinfra_sdk.providers.remote import ExecProvider, Remote
 from mlinfra_sdk.providers.sky import engine as skypilot
 from mlinfra_sdk.providers.sky.names import gpu_of, names_for
@@ -223,11 +223,12 @@ class SkyProvider(ExecProvider):
         if cloud not in _OF_THE_USER:
             resources["instance_type"] = offer.data["instance"]
         guard = ["sh", "-c", _GUARD.read_text(), "guard", key, str(_PATIENCE)]
-        if request.time is not None:
-            guard = ["timeout", str(math.ceil(request.time) + _MARGIN), *guard]
+        seconds = longest(request, offer.price)
+        if seconds is not None:
+            guard = ["timeout", str(math.ceil(seconds) + _MARGIN), *guard]
         task = {"name": "mlinfra", "resources": resources, "run": shlex.join(guard)}
         if cloud == "slurm":
-            minutes = math.ceil(((request.time or _LONGEST) + _MARGIN) / 60)
+            minutes = math.ceil(((seconds or _LONGEST) + _MARGIN) / 60)
             task["config"] = {"slurm": {"sbatch_options": {"time": str(minutes)}}}
         return task
 
