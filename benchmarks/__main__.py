@@ -22,6 +22,7 @@ SUITES = (
     "link",
     "jupyter",
     "lab",
+    "meters",
     "runs",
     "ssh",
     "transparency",

@@ -17,8 +17,8 @@ def printed(code: str) -> list[dict[str, object]]:
     """What a process prints as JSON: its ``meters.read()`` where the code says so."""
     start = """
         import json, msgspec
-        from mlinfra_sdk.meters import meters, watch_tqdm
-        watch_tqdm()
+        from mlinfra_sdk.meters import meters, watch
+        watch()
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(start) + textwrap.dedent(code)],

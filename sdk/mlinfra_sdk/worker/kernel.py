@@ -28,7 +28,7 @@ from zmq.eventloop.zmqstream import ZMQStream
 
 from mlinfra_sdk.checkpoints import announce
 from mlinfra_sdk.errors import ChunkCorrupt, ChunkMissing, MlinfraError
-from mlinfra_sdk.meters import Meter, meters, watch_tqdm
+from mlinfra_sdk.meters import Meter, meters, watch
 from mlinfra_sdk.namespace import places
 from mlinfra_sdk.namespace.delta import Inputs, Outputs
 from mlinfra_sdk.namespace.sync import WorkerNamespace
@@ -122,7 +122,7 @@ class WorkerKernel(IPythonKernel):
         through ipykernel's shell thread costs a warm cell half a millisecond."""
         super().start()
         self._interrupts.install()
-        watch_tqdm()
+        watch()
         self._wake_on_signals()
         address = os.environ.get(JOBS_VARIABLE)
         if address:

@@ -1,22 +1,12 @@
-"""How far loops are: counted by :func:`track`, or read off the progress bars that code has anyway.
-
-Nothing is hooked into a loop. A bar of tqdm keeps its own count, which is read once a second from
-outside of the loop; so the rate of a training is known without a change of its code, and at no cost
-to it. Hugging Face's Trainer, Lightning and many others show their progress by tqdm. What has no
-bar is counted by :func:`track`.
-"""
+"""The loops of this process: those of progress bars, of libraries, and of :func:`track`."""
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.machinery
-import importlib.util
 import sys
 import threading
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Sized
-from types import ModuleType
 from typing import Any, TypeVar
 
 import msgspec
@@ -25,12 +15,13 @@ T = TypeVar("T")
 
 _KEPT = 64
 """Loops that have ended and are still told of."""
-_TQDM = "tqdm.std"
+TQDM = "tqdm.std"
 
 
 class Meter(msgspec.Struct, omit_defaults=True):
     """One loop. ``done`` of ``total`` (0: not known) units in ``seconds`` since it began;
-    ``source`` is ``tqdm`` or ``track``. ``nested``: another loop was under way when it began."""
+    ``source`` says who counts: ``tqdm``, ``track``, or a library (``keras``). ``nested``: another
+    loop was under way when it began."""
 
     key: int
     label: str
@@ -43,14 +34,22 @@ class Meter(msgspec.Struct, omit_defaults=True):
     nested: bool = False
 
 
-class _Tracked:
-    """The count of a loop under :func:`track`."""
+class Tracked:
+    """The count of a loop of which we are told: by :func:`track`, or by a library's own calls."""
 
-    def __init__(self, label: str, unit: str, total: float, step: float) -> None:
+    def __init__(
+        self, label: str, unit: str, total: float, step: float = 1, source: str = "track"
+    ) -> None:
         self.label, self.unit, self.total, self.step = label, unit, total, step
+        self.source = source
         self.count = 0
         self.began = time.perf_counter()
-        self.ended: float | None = None
+        self.until: float | None = None
+        """When it was told of last; None: it is under way."""
+
+    def at(self, count: int) -> None:
+        """So many elements are done. A library may never tell of the loop's end."""
+        self.count, self.until = count, time.perf_counter()
 
 
 class Meters:
@@ -61,7 +60,7 @@ class Meters:
         self._last = 0
         self._since = 0
         self._bars: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-        self._tracked: dict[int, _Tracked] = {}
+        self._tracked: dict[int, Tracked] = {}
         self._open: list[int] = []
         """Keys of the loops that are under way, the outermost first."""
         self._nested: set[int] = set()
@@ -70,7 +69,7 @@ class Meters:
     def read(self) -> list[Meter]:
         """All loops under way, and the last that have ended, in the order of their beginnings."""
         found = dict(self._ended)
-        for bar in _bars():
+        for bar in open_bars():
             meter = self._of_bar(bar)
             if meter is not None:
                 found.setdefault(meter.key, meter)
@@ -87,6 +86,9 @@ class Meters:
             self._since = self._last
             self._ended.clear()
             self._open.clear()
+            for key, tracked in list(self._tracked.items()):
+                if tracked.source != "track":  # its library never told of the end
+                    del self._tracked[key]
 
     def begun(self, bar: Any) -> None:
         """A bar of tqdm was made."""
@@ -98,7 +100,7 @@ class Meters:
         if meter is not None:
             self._end(meter)
 
-    def track(self, tracked: _Tracked) -> int:
+    def track(self, tracked: Tracked) -> int:
         """A loop begins; gives its key."""
         with self._lock:
             key = self._new_key()
@@ -107,9 +109,10 @@ class Meters:
 
     def tracked_to_end(self, key: int) -> None:
         """It has ended."""
-        tracked = self._tracked.pop(key)
-        tracked.ended = time.perf_counter()
-        self._end(self._of_tracked(key, tracked))
+        tracked = self._tracked.pop(key, None)
+        if tracked is not None:
+            tracked.until = tracked.until or time.perf_counter()
+            self._end(self._of_tracked(key, tracked))
 
     def _end(self, meter: Meter) -> None:
         meter.ended = True
@@ -149,8 +152,8 @@ class Meters:
         seconds = bar._time() - start
         return Meter(key, label, unit, done, total, seconds, "tqdm", nested=key in self._nested)
 
-    def _of_tracked(self, key: int, tracked: _Tracked) -> Meter:
-        seconds = (tracked.ended or time.perf_counter()) - tracked.began
+    def _of_tracked(self, key: int, tracked: Tracked) -> Meter:
+        seconds = (tracked.until or time.perf_counter()) - tracked.began
         return Meter(
             key,
             tracked.label,
@@ -158,7 +161,7 @@ class Meters:
             tracked.count * tracked.step,
             tracked.total,
             seconds,
-            "track",
+            tracked.source,
             nested=key in self._nested,
         )
 
@@ -179,7 +182,7 @@ def track(
     if samples <= 0:
         raise ValueError(f"samples must be above 0, not {samples!r}")
     total = len(iterable) * samples if isinstance(iterable, Sized) else 0
-    tracked = _Tracked(label, unit or ("it" if samples == 1 else "samples"), total, samples)
+    tracked = Tracked(label, unit or ("it" if samples == 1 else "samples"), total, samples)
     key = meters.track(tracked)
     try:
         for element in iterable:
@@ -189,65 +192,11 @@ def track(
         meters.tracked_to_end(key)
 
 
-def _bars() -> list[Any]:
+def open_bars() -> list[Any]:
     """The bars of tqdm that are open, if this process uses it."""
-    module = sys.modules.get(_TQDM)
+    module = sys.modules.get(TQDM)
     instances = getattr(getattr(module, "tqdm", None), "_instances", None)
     try:
         return list(instances or ())
     except RuntimeError:  # the set changed meanwhile; the next reading is near
         return []
-
-
-def watch_tqdm() -> None:
-    """Also keep the last state of each bar that is closed: short ones come and go unseen."""
-    if _TQDM in sys.modules:
-        _patch(sys.modules[_TQDM])
-    elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
-
-
-def _patch(module: ModuleType) -> None:
-    bar: Any = module.__dict__["tqdm"]
-    close, init = bar.close, bar.__init__
-    if getattr(close, "_mlinfra", False):
-        return
-
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        init(self, *args, **kwargs)
-        if not getattr(self, "disable", True):
-            meters.begun(self)
-
-    def closing(self: Any) -> None:
-        if not getattr(self, "disable", True):
-            meters.closed(self)
-        close(self)
-
-    for ours, theirs in ((__init__, init), (closing, close)):
-        ours.__name__, ours.__qualname__ = theirs.__name__, theirs.__qualname__
-        ours.__doc__, ours.__module__ = theirs.__doc__, theirs.__module__
-    vars(closing)["_mlinfra"] = True
-    bar.__init__, bar.close = __init__, closing
-
-
-class _Finder(importlib.abc.MetaPathFinder):
-    """Patches tqdm when it is imported, and goes."""
-
-    def find_spec(
-        self, fullname: str, path: Any, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        """Of the one module that is waited for."""
-        if fullname != _TQDM:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
-        if spec is not None and spec.loader is not None:
-            loader: Any = spec.loader
-            run = loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                run(module)
-                _patch(module)
-
-            loader.exec_module = exec_module
-        return spec
