@@ -23,6 +23,7 @@ SUITES = (
     "jupyter",
     "lab",
     "meters",
+    "predict",
     "runs",
     "ssh",
     "transparency",

@@ -10,6 +10,7 @@ save of 500 MB and 2 GB of CUDA parameters holds the loop beside ``torch.save`` 
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import time
@@ -99,8 +100,29 @@ def trainings() -> list[Figure]:
                     f"{kind}: GPU beside processor", ours, "steps/s",
                     {f"processor, {os.cpu_count()} cores": processor}, note="one run of the latter",
                 ),
+                predicted(kind, ours / processor),
             ]  # fmt: skip
     return figures
+
+
+def predicted(kind: str, measured: float) -> Figure:
+    """The speed-up that is guessed from figures alone, of a cell that ran on the processor only."""
+    from mlinfra_sdk.catalog import catalog
+    from mlinfra_sdk.predict import Used, calibrate
+    from mlinfra_sdk.predict.hardware import guess
+    from mlinfra_sdk.worker import gpus
+
+    name = catalog().label(gpus.present()[0])
+    found = guess(Used(1.0, 1.0), "", name, None, calibrate())
+    assert found is not None
+    low, middle, high = (
+        math.exp(-found.mean + sign * 1.2816 * found.deviation) for sign in (-1, 0, 1)
+    )
+    within = "within" if low <= measured <= high else "not within"
+    return Figure(
+        f"{kind}: speed-up guessed from figures", middle, "x", {"measured": measured},
+        note=f"{within} its interval of 80 %, {low:.1f} to {high:.0f}",
+    )  # fmt: skip
 
 
 def tensors() -> list[Figure]:

@@ -25,6 +25,7 @@ from mlinfra_sdk.units import format_size
 
 from . import compare, completion, grammar, status
 from .cells import Cells, new_card, show_errors_once
+from .local_cells import LocalCells
 from .sessions import Sessions
 
 _POLL = 0.5
@@ -37,10 +38,12 @@ class RemoteMagics:
         self.shell = shell
         self.sessions = Sessions(shell)
         self.cells = Cells(shell, self.sessions)
+        self.local_cells = LocalCells()
         self._settings = Layer(grammar.USE_ORIGIN, {})
 
     def remote_cell(self, line: str, cell: str) -> RunHandle | None:
         """``%%remote``."""
+        self.local_cells.remote(cell)
         return self.cells.run(self._resolve(grammar.parse_cell(line)).request, line, cell)
 
     def remote_line(self, line: str) -> None:
@@ -112,7 +115,11 @@ class RemoteMagics:
         cli_checkpoints.show(CheckpointStore.default(), *command.arguments)
 
     def _quote(self, command: grammar.Command) -> None:
-        cli_quote.show(cli_quote.ask(self._resolve(command.settings).request))
+        found = cli_quote.ask(self._resolve(command.settings).request)
+        key, title = self.local_cells.latest
+        notebook, local = self.sessions.notebook, self.local_cells.past
+        known = cli_quote.predictions(found, notebook, key, local) if key else []
+        cli_quote.show(found, known, title)
 
     def _stop(self, command: grammar.Command) -> None:
         if command.arguments:
@@ -242,9 +249,12 @@ class RemoteMagics:
         self.cells.take_ended()
         for session in self.sessions:
             session.refresh()
+        self.local_cells.begin()
 
     def after_cell(self, result: Any) -> None:
-        """A cell here may miss a file that is too large to have come from a machine: say so."""
+        """A cell here has told how long it takes. It may miss a file that is too large to have come
+        from a machine: say so."""
+        self.local_cells.end(getattr(result.info, "raw_cell", "") or "", bool(result.success))
         error = getattr(result, "error_in_exec", None)
         if not isinstance(error, FileNotFoundError) or not isinstance(error.filename, str):
             return

@@ -40,6 +40,11 @@ class Sessions:
         return iter(list(self._sessions.values()))
 
     @property
+    def notebook(self) -> str:
+        """The path of the notebook, if the front end has told it."""
+        return str(self._shell.user_ns.get("__session__", ""))
+
+    @property
     def _kernel(self) -> Any:
         """The ipykernel around the shell; None in a terminal."""
         return getattr(self._shell, "kernel", None)
@@ -61,7 +66,7 @@ class Sessions:
             hidden=lambda: self._shell.user_ns_hidden,
             request=request,
             root=self._root,
-            notebook=str(self._shell.user_ns.get("__session__", "")),
+            notebook=self.notebook,
         )
         session.noticed = lambda end: self.noticed(session, end)
         kernel = self._kernel

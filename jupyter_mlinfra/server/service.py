@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from mlinfra_sdk import cli_catalog, providers, spec, targets, units
+from mlinfra_sdk import cli_catalog, cli_quote, providers, spec, targets, units
 from mlinfra_sdk.catalog import catalog, is_stale
 from mlinfra_sdk.catalog.prices import Fit
 from mlinfra_sdk.cli_cost import BASIS, moment
@@ -139,7 +139,16 @@ class Service:
         layer = spec.parse(values, place=spec.CELL, origin="the query")
         request = spec.resolve([*spec.configured(self._watcher.views.folder("")), layer]).request
         found = await asyncio.wrap_future(portal().submit(market.offers(request)))
-        return t.Quotes([_quote(it) for it in found.quotes], [*found.notes, *found.missing])
+        items = [_quote(it) for it in found.quotes]
+        if query.run:
+            run = await asyncio.to_thread(self._watcher.ledger().run, int(query.run))
+            if run is None:
+                raise NotFound("There is no such run.")
+            known = await asyncio.to_thread(cli_quote.predictions, found, run.notebook, run.cell)
+            for item, it in zip(items, known, strict=True):
+                if it is not None:
+                    item.estimate = t.Estimate(it.seconds, it.low, it.high, it.basis)
+        return t.Quotes(items, [*found.notes, *found.missing])
 
     async def settings(self, query: t.SettingsQuery) -> t.Settings:
         """Every setting with its origin."""

@@ -164,6 +164,9 @@ def _parser() -> argparse.ArgumentParser:
         "ask for, such as gpu=A10. Nothing is started.",
     )
     quote.add_argument("settings", metavar="KEY=VALUE", nargs="*", help="as for `mlinfra run`")
+    quote.add_argument(
+        "--run", metavar="N", type=int, help="also what the cell of run N would take and cost there"
+    )
     quote.add_argument("--json", action="store_true", help="print JSON")
 
     extend = commands.add_parser(

@@ -290,6 +290,7 @@ class Exchange(Connection):
             ledger=ledger_run,
             **self._spending.of_run(safe.spent),
             again=again,
+            watch=self._files.watched(self.request.checkpoints),
         )
         run.submitted(client.send(request))
 

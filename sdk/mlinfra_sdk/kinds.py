@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from . import sources, targets, units
@@ -96,6 +97,19 @@ def _none_or(show: Callable[[Any], str]) -> Callable[[Any], str]:
     return lambda value: "none" if value is None else show(value)
 
 
+def _parse_folder(text: str) -> str:
+    if text.lower() == "none":
+        return ""
+    path = PurePosixPath(text.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or not path.parts or text.startswith("~"):
+        raise ValueError(text)
+    return str(path)
+
+
+def _folders() -> tuple[str, ...]:
+    return tuple(sorted(it.name for it in Path().iterdir() if it.is_dir() and it.name[0] != "."))
+
+
 GPU = Kind(
     "a GPU name such as A10, with a count as in A10:2, memory such as 24GB, alternatives as in "
     "A10|L4, any, or none",
@@ -142,6 +156,12 @@ ENV = Kind(
 )
 RECOVER = Kind("checkpoint, always or no", _parse_recover, str, lambda: _RECOVER)
 KERNEL = Kind("new", _parse_kernel, str, lambda: ("new",))
+FOLDER = Kind(
+    "a folder below the notebook's, such as outputs, or none",
+    _parse_folder,
+    lambda value: value or "none",
+    _folders,
+)
 FLAG = Kind("yes or no", _parse_flag, lambda value: "yes" if value else "no", lambda: ("yes", "no"))
 PRICE = Kind(
     "an amount in USD per hour, such as 0.35",

@@ -29,6 +29,7 @@ from .kinds import (
     DATA,
     DURATION,
     ENV,
+    FOLDER,
     KERNEL,
     LIMIT,
     MONEY,
@@ -64,6 +65,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     machine: str | None = None
     reconnect: float = 600.0
     recover: str = "checkpoint"
+    checkpoints: str = ""
     name: str = ""
     detach: bool = False
     background: bool = False
@@ -155,6 +157,12 @@ SETTINGS: Mapping[str, Setting] = {
             "after its machine or kernel was lost, begin a cell again: from its checkpoint if it "
             "has one, always, or not",
             "recover=always",
+        ),
+        Setting(
+            "checkpoints",
+            FOLDER,
+            "bring what the code itself saves in this folder here while the cell goes on",
+            "checkpoints=outputs",
         ),
         Setting("name", RUN, "name of this run, to find it again", "name=train", (CELL,)),
         Setting(

@@ -94,6 +94,7 @@ class Unattended(Exchange):
                 notebook=self._notebook,
                 ledger=ledger_run,
                 detached=frontend is None,
+                watch=self._files.watched(self.request.checkpoints),
                 **self._spending.of_run(),
             )
             try:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlinfra_sdk import paths
+from mlinfra_sdk.checkpoints.folder import name_of
 from mlinfra_sdk.errors import LinkError, MlinfraError, RequestError
 from mlinfra_sdk.frontend import Frontend
 from mlinfra_sdk.machines.client import AgentClient
@@ -41,6 +42,10 @@ class SessionFiles:
     def name(self) -> str:
         """What the folder's twin is called on machines."""
         return workspace_name(self.root)
+
+    def watched(self, path: str) -> tuple[str, str]:
+        """For :attr:`Execute.watch`: a folder of the user's own checkpoints, if there is one."""
+        return (name_of(self.name, path), path) if path else ("", "")
 
     def exclude(self, path: Path) -> None:
         """Do not carry this folder: it gets to the machine on another way."""

@@ -121,6 +121,62 @@ def test_a_lost_run_goes_on(
     assert (machine.id == lost.id) == (kill is lose_kernel)
 
 
+FILES = """
+import json, os, time
+from pathlib import Path
+root = Path("outputs")
+done = sorted(root.glob("step-*/state.json"), key=lambda path: int(path.parent.name[5:]))
+state = json.loads(done[-1].read_text()) if done else {{"step": 0, "total": 0}}
+print("from", state["step"])
+for step in range(state["step"], 30):
+    state = {{"step": step + 1, "total": state["total"] + step}}
+    if state["step"] % 10 == 0:
+        folder = root / f"step-{{state['step']}}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "weights.bin").write_bytes(os.urandom(3_000_000))
+        (folder / "state.json").write_text(json.dumps(state))
+        while state["step"] == 20 and not os.path.exists({go!r}):
+            time.sleep(0.01)
+total = state["total"]
+"""
+
+
+class FilesKiller(Recorder):
+    """Does something once files of the folder are safe, then lets the cell go on."""
+
+    def __init__(self, go: Path, act: Callable[[], None]) -> None:
+        super().__init__()
+        self._go = go
+        self._act = act
+        self.names: list[str] = []
+
+    def safe(self, name: str, step: int, at: float) -> None:
+        self.names.append(name)
+        if not self._go.exists():
+            self._act()
+            self._go.touch()
+
+
+def test_files_that_code_saves_by_itself_survive_the_machine(
+    far: Client, home: Path, tmp_path: Path
+) -> None:
+    request = far.session.request
+    far.session.request = msgspec.structs.replace(request, checkpoints="outputs", sync=True)
+    recorder = FilesKiller(tmp_path / "go", lambda: lose_machine(home))
+    try:
+        far.run(FILES.format(go=str(tmp_path / "go")), recorder).get()
+    finally:
+        far.session.request = request
+    assert far.namespace["total"] == sum(range(30))
+    first, marked, rest = recorder.text.partition("[The ")
+    assert first.strip() == "from 0" and "goes on from checkpoint outputs-" in rest and marked
+    assert " of outputs restored, as of " in rest
+    assert rest.split("from ")[-1].split()[0] in ("10", "20")
+    assert set(recorder.names) == {recorder.names[0]} and recorder.names[0].startswith("outputs-")
+    # All of them are in the notebook's folder now, as after any cell.
+    assert len(list(Path("outputs").glob("step-*/state.json"))) == 3
+
+
 def test_not_without_a_checkpoint_nor_against_the_users_will(
     far: Client, whole: dict[str, Any], home: Path, tmp_path: Path
 ) -> None:

@@ -91,7 +91,15 @@ def test_a_notebook_is_asked_above_the_limit(tmp_path: Path) -> None:
         notebook.run("%remote use confirm=no")
         again = notebook.run(cell)
         assert not again.prompts and again.result == "1"
-        assert "Estimate by 2 earlier runs of this cell: " in told(again)
+        assert "Estimate from 2 runs of this cell on A10: " in told(again)
+        notebook.run("import time; time.sleep(1.1)")
+        (shown,) = notebook.run("%remote quote gpu=A10 on=cheap").of("display_data")
+        text = shown["content"]["data"]["text/plain"]
+        assert "`time.sleep(1.1)`" not in text and "from 1 run on local and figures" in text
+        notebook.run(cell)
+        (shown,) = notebook.run("%remote quote gpu=A10 on=cheap").of("display_data")
+        text = shown["content"]["data"]["text/plain"]
+        assert "the cell, estimated" in text and "from 4 runs of this cell on A10" in text
         assert "$1.33 in 10 minutes; it starts in about 30s." in told(again)
         notebook.run("%remote stop")
 

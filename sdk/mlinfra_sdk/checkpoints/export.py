@@ -13,7 +13,7 @@ import msgspec
 from mlinfra_sdk.checkpoints.manifest import File, Manifest
 from mlinfra_sdk.checkpoints.snapshot import load
 from mlinfra_sdk.checkpoints.store import CheckpointStore
-from mlinfra_sdk.errors import RequestError
+from mlinfra_sdk.errors import CheckpointError, RequestError
 from mlinfra_sdk.objects.store import ChunkStore
 
 
@@ -46,8 +46,11 @@ def export(manifest: Manifest, store: CheckpointStore, folder: Path) -> list[Pat
 
 
 def write_file(file: File, chunks: ChunkStore, folder: Path) -> Path:
-    """Put one file of a watched folder in place, whole or not at all."""
+    """Put one file of a watched folder in place, whole or not at all. Raises
+    :class:`CheckpointError` if it would lie outside: what a machine sends is not believed."""
     path = folder / file.path
+    if os.path.isabs(file.path) or not path.resolve().is_relative_to(folder.resolve()):
+        raise CheckpointError(f"{file.path!r} leads out of the folder.")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
     with open(temporary, "wb") as target:

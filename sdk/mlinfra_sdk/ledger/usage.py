@@ -11,6 +11,7 @@ _NVML = "NVML of the machine, each second"
 _FIGURES = (
     ("cores", "cores_mean", "cores", _PROC),
     ("cores_peak", "cores_peak", "cores", _PROC),
+    ("cores_here", "cores_here", "cores", _PROC),
     ("memory_peak", "memory_peak", "B", _PROC),
     ("read", "disk_read", "B", _PROC),
     ("written", "disk_written", "B", _PROC),

@@ -11,9 +11,9 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from mlinfra_sdk import providers
+from mlinfra_sdk import predict, providers
 from mlinfra_sdk.errors import LedgerError, MlinfraError, NoCapacity, ProviderError
-from mlinfra_sdk.ledger import Ledger, Machine, history
+from mlinfra_sdk.ledger import Ledger, Machine
 from mlinfra_sdk.machines import budgets, consent, market
 from mlinfra_sdk.machines.claim import claimed, is_claimed
 from mlinfra_sdk.providers.base import Handle, Offer, Provider, Status
@@ -102,7 +102,8 @@ async def _launch_one(
     say: Callable[[str], None],
 ) -> LiveMachine:
     first = found.quotes[0]
-    known = history.estimate(ledger, purpose.notebook, purpose.cell, first.offer.gpu)
+    here = predict.calibrate(measure=False)  # to measure now would hold the launch up
+    known = predict.estimate(ledger, purpose.notebook, purpose.cell, [first.kind], here=here)[0]
     said, hint = market.announcement(found, request, known), ""
     for number, quote in enumerate(found.quotes):
         if number:

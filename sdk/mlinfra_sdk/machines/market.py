@@ -14,7 +14,7 @@ from mlinfra_sdk import providers, targets, units
 from mlinfra_sdk.catalog import Gpus
 from mlinfra_sdk.catalog.prices import Rate, store_live
 from mlinfra_sdk.errors import MlinfraError, RequestError
-from mlinfra_sdk.ledger.history import Estimate
+from mlinfra_sdk.predict import Place, Prediction
 from mlinfra_sdk.providers.base import Offer, Provider
 from mlinfra_sdk.spec import Request
 from mlinfra_sdk.targets import AUTO
@@ -39,6 +39,12 @@ class Quote:
         what = str(self.offer.gpu) if self.offer.gpu is not None else "CPU"
         where = f"{self.target} ({self.offer.place})" if self.offer.place else self.target
         return f"{what} on {where} at {self.offer.price.describe()}"
+
+    @property
+    def kind(self) -> Place:
+        """The kind of machine, for predictions."""
+        gpu = self.offer.gpu
+        return Place(self.target, gpu.name if gpu else "", gpu.count if gpu else 0)
 
 
 @dataclass(frozen=True)
@@ -158,10 +164,9 @@ def _order(offer: Offer, wanted: Gpus | None) -> tuple[int, bool, int, float]:
     )
 
 
-def announcement(market: Market, request: Request, known: Estimate | None = None) -> str:
+def announcement(market: Market, request: Request, known: Prediction | None = None) -> str:
     """What is going to be taken, to be said before it starts; about a machine that was named and
-    costs nothing only what its provider notes. ``known`` is what the cell has taken before on such
-    a machine."""
+    costs nothing only what its provider notes. ``known`` is what the cell may take there."""
     first = market.quotes[0]
     price = first.offer.price
     if request.target != AUTO and price.known and not price.micro_per_hour:

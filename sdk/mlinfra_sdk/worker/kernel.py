@@ -13,6 +13,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from traitlets.config import Config
 from zmq.eventloop.zmqstream import ZMQStream
 
 from mlinfra_sdk.checkpoints import announce
+from mlinfra_sdk.checkpoints.folder import watched
 from mlinfra_sdk.errors import ChunkCorrupt, ChunkMissing, MlinfraError
 from mlinfra_sdk.meters import Meter, meters, watch
 from mlinfra_sdk.namespace import places
@@ -75,6 +77,7 @@ class Job(msgspec.Struct):
     count: int = 0
     arguments: list[str] = []
     again: bool = False
+    watch: tuple[str, str] = ("", "")
     sent: float = 0.0
     """When the agent handed it over, by the monotonic clock."""
 
@@ -241,7 +244,9 @@ class WorkerKernel(IPythonKernel):
         warnings += self._namespace.load(inputs) or ()
         self._loaded = True
         meters.begin()
-        content = await super().do_execute(code, silent, *args, **kwargs)
+        name, path = job.watch
+        with watched(name, path) if path else nullcontext():
+            content = await super().do_execute(code, silent, *args, **kwargs)
         if found := meters.read():
             self._publish_meters(found, self.get_parent("shell")["header"])
         self._modules.note()

@@ -139,7 +139,8 @@ class KernelHost:
     async def _begin(self, job: Execute) -> None:
         self._current = job.run
         await self._publish(Record(self.name, job.run, 0, BEGUN))
-        metadata = {"mlinfra": {"op": "cell", "count": job.count, "again": job.again}}
+        cell = {"op": "cell", "count": job.count, "again": job.again, "watch": job.watch}
+        metadata = {"mlinfra": cell}
         await self._execute(job.run, job.code, metadata, [job.inputs], stdin=job.allow_stdin)
 
     async def withdraw(self, run: str) -> bool:

@@ -91,6 +91,8 @@ class Execute(Request):
     """Nobody follows the run from its beginning."""
     again: bool = False
     """It was cut off on another machine, or in another kernel."""
+    watch: tuple[str, str] = ("", "")
+    """The name of checkpoints, and the folder whose files they keep; empty: none."""
     paid: float | None = None
     """Seconds after its beginning at which it is stopped, for then ``budget`` is spent."""
     budget: str = ""

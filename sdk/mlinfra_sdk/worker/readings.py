@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from mlinfra_sdk.worker import gpus
+from mlinfra_sdk.worker import amd, gpus
 from mlinfra_sdk.worker.run_usage import GpuReading, Reading
 
 
@@ -102,10 +102,10 @@ class _Moved(tuple[float, float, float, float]):
 
 
 def read_gpus() -> list[GpuReading]:
-    """Of the GPUs that this process may use; none without NVIDIA's driver library."""
+    """Of the GPUs that this process may use; none without a driver's library."""
     import pynvml
 
-    found = []
+    found = amd.read()
     for handle in gpus.handles():
         with suppress(pynvml.NVMLError):
             found.append(_read_gpu(handle))

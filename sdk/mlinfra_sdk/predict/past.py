@@ -1,0 +1,112 @@
+"""What has run, where, and how long it took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from mlinfra_sdk.catalog import Gpu
+from mlinfra_sdk.ledger import Ledger, Run
+
+from .calibration import Calibration
+from .hardware import Guess, Used, guess
+
+if TYPE_CHECKING:
+    from .model import Prediction
+
+_DAYS = 180
+_MEMORY_BUSY = 70.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """A kind of machine: what ``on=`` calls it, and its accelerators. Machines with the same
+    accelerators count as one kind wherever they are."""
+
+    target: str
+    gpu: str = ""
+    count: int = 0
+
+    @property
+    def kind(self) -> Place:
+        """What counts of it."""
+        return Place("", self.gpu, self.count) if self.gpu else self
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        return str(Gpu(self.gpu, self.count)) if self.gpu else self.target
+
+
+@dataclass(frozen=True)
+class Past:
+    """A run that has succeeded."""
+
+    cell: str
+    place: Place
+    seconds: float
+    used: Used = field(default_factory=Used)
+
+
+def estimate(
+    ledger: Ledger,
+    notebook: str,
+    cell: str,
+    places: Sequence[Place],
+    *,
+    here: Calibration | None = None,
+    local: Sequence[Past] = (),
+) -> list[Prediction | None]:
+    """What the next run of a cell (a ``cell_key``) of a notebook will take at each place. ``local``
+    are runs that the ledger does not know, of cells in the notebook's own kernel; their ``cell`` is
+    a ``cell_key``, too."""
+    from .model import predict
+
+    if not cell:
+        return [None] * len(places)
+    runs = _runs(ledger)
+    wanted = _key(notebook, cell)
+    past = [Past(_key(run.notebook, run.cell), place, run.seconds or 0.0) for run, place in runs]
+    past += [Past(_key(notebook, it.cell), it.place, it.seconds) for it in local]
+    own = {place.kind: run.id for run, place in runs if _key(run.notebook, run.cell) == wanted}
+    used = {kind: _used(ledger, run) for kind, run in own.items()}
+    used |= {it.place.kind: it.used for it in local if it.cell == cell}
+    cores: dict[Place, float | None] = {}
+
+    def cores_of(place: Place) -> float | None:
+        if place.kind not in cores:
+            latest = [run.id for run, where in runs if where.kind == place.kind][-3:]
+            found = (_used(ledger, run).cores_here for run in reversed(latest))
+            cores[place.kind] = next((it for it in found if it), None)
+        return cores[place.kind]
+
+    def guesses(one: Place, other: Place) -> Guess | None:
+        return guess(used.get(one, Used()), one.gpu, other.gpu, cores_of(other), here)
+
+    return [predict(wanted, place, past, guesses) for place in places]
+
+
+def _key(notebook: str, cell: str) -> str:
+    return f"{cell} of {notebook}"
+
+
+def _runs(ledger: Ledger) -> list[tuple[Run, Place]]:
+    machines = {it.id: Place(it.provider, it.gpu, it.gpu_count) for it in ledger.machines()}
+    return [
+        (run, machines[run.machine_id])
+        for run in ledger.runs(since=time.time() - _DAYS * 86400)
+        if run.status == "done" and run.cell and run.seconds is not None
+    ]
+
+
+def _used(ledger: Ledger, run: int) -> Used:
+    figures = {it.name: it.value for it in ledger.measurements(run)}
+    busy = figures.get("gpu_utilization")
+    return Used(
+        figures.get("cores_mean"),
+        figures.get("cores_here"),
+        None if busy is None else busy / 100,
+        figures.get("gpu_memory_utilization", 0.0) >= _MEMORY_BUSY,
+    )
