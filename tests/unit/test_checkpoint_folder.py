@@ -81,6 +81,58 @@ def test_a_folder_in_it_counts_as_a_whole(root: Path, watch: FolderWatch) -> Non
     assert "step-1/weights" not in kept()
 
 
+def test_a_folder_without_the_file_that_is_written_last_has_only_begun(
+    root: Path, watch: FolderWatch
+) -> None:
+    for name in ("model.safetensors.index.json", "training_args.bin", "optimizer.pt"):
+        write(root / "out" / "checkpoint-5" / name)
+    write(root / "out" / "final" / "training_args.bin")  # save_model writes no trainer_state.json
+    for _ in range(3):
+        watch.tick()
+    assert set(kept()) == {"final/training_args.bin"}
+    write(root / "out" / "checkpoint-5" / "trainer_state.json")
+    for _ in range(2):
+        watch.tick()
+    assert {path.split("/")[0] for path in kept()} == {"checkpoint-5", "final"}
+    assert len(kept()) == 5
+
+
+def test_checkpoints_of_torch_distributed(root: Path, watch: FolderWatch) -> None:
+    import torch.distributed.checkpoint as dcp
+
+    dcp.save({"x": torch.arange(9)}, checkpoint_id=root / "out" / "step-1", no_dist=True)
+    metadata = root / "out" / "step-1" / ".metadata"
+    metadata.rename(root / "aside")
+    for _ in range(3):
+        watch.tick()
+    assert kept() == {}
+    (root / "aside").rename(metadata)
+    for _ in range(2):
+        watch.tick()
+    for path in (root / "out" / "step-1").iterdir():
+        path.unlink()
+    with run():
+        state = {"x": torch.zeros(9, dtype=torch.int64)}
+        dcp.load(state, checkpoint_id=root / "out" / "step-1", no_dist=True)
+        assert state["x"].tolist() == list(range(9))
+
+
+def test_who_removes_the_last_file_before_writing_the_next_loses_nothing(
+    root: Path, watch: FolderWatch
+) -> None:
+    path = write(root / "out" / "a.bin", b"one")
+    for _ in range(2):
+        watch.tick()
+    path.unlink()
+    for _ in range(2):
+        watch.tick()
+    assert kept() == {"a.bin": b"one"}
+    write(root / "out" / "b.bin", b"two")
+    for _ in range(2):
+        watch.tick()
+    assert kept() == {"b.bin": b"two"}
+
+
 def test_formats_that_tell_are_looked_at(root: Path, watch: FolderWatch) -> None:
     path = root / "out" / "model.pt"
     path.parent.mkdir()

@@ -14,7 +14,7 @@ import threading
 import time
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -34,7 +34,9 @@ EVERY = 1.0
 _KEEP = Keep(last=2)
 _MOST = 20_000
 """Files above which a folder is none of checkpoints."""
-_UNFINISHED = re.compile(r"^\.|~$|\.(tmp|temp|part|partial|lock|incomplete|swp)$")
+_UNFINISHED = re.compile(r"^\.(?!metadata$)|~$|\.(tmp|temp|part|partial|lock|incomplete|swp)$")
+"""By name. The ``.metadata`` of torch.distributed.checkpoint is no hidden file of a writer."""
+_TRAINER = re.compile(r"(^|/)checkpoint-\d+$")
 _NICE = 10
 
 Look = tuple[int, int]
@@ -114,7 +116,8 @@ class FolderWatch:
         """The run is over: nothing is being written any more."""
         self._over.set()
         self._thread.join()
-        self._keep(self._look(), finished=True)
+        now = self._look()
+        self._keep(self._whole(now, now), finished=True)
 
     def _watch(self) -> None:
         with suppress(OSError, AttributeError):  # of this thread alone, on Linux
@@ -131,8 +134,14 @@ class FolderWatch:
 
     def _whole(self, now: dict[str, Look], steady: dict[str, Look]) -> dict[str, Look]:
         """What can be kept: a folder in the folder (``checkpoint-500``) only as a whole."""
+        begun = _begun(now)
         moving = {path.split("/")[0] for path in now if path not in steady and "/" in path}
-        return {path: look for path, look in steady.items() if path.split("/")[0] not in moving}
+        moving |= {folder.split("/")[0] for folder in begun}
+        return {
+            path: look
+            for path, look in steady.items()
+            if path.split("/")[0] not in moving and path.rpartition("/")[0] not in begun
+        }
 
     def _look(self) -> dict[str, Look]:
         """Files that are there, but for those whose names say that they are not finished."""
@@ -175,7 +184,10 @@ class FolderWatch:
                     elif known is not None:
                         files[path] = known
             changed = files != self._files
-            if (not changed and not (finished and self._count)) or not (files or self._count):
+            if finished:
+                if not (self._count or files):
+                    return
+            elif not (changed and files):  # who removes the last one is about to write the next
                 return
             self._count += 1
             manifest = Manifest(
@@ -216,6 +228,25 @@ class FolderWatch:
         if text != self._warned:
             self._warned = text
             print(f"Warning: {text}", flush=True)
+
+
+def _begun(paths: Iterable[str]) -> set[str]:
+    """Folders without the file that their libraries write last, between two files of which minutes
+    can pass: those of Hugging Face's Trainer and of torch.distributed.checkpoint."""
+    folders: dict[str, set[str]] = {}
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        folders.setdefault(folder, set()).add(name)
+    return {
+        folder
+        for folder, names in folders.items()
+        if (
+            _TRAINER.search(folder)
+            and "training_args.bin" in names
+            and "trainer_state.json" not in names
+        )
+        or (".metadata" not in names and any(it.endswith(".distcp") for it in names))
+    }
 
 
 def _complete(path: Path, size: int) -> bool:
