@@ -1,12 +1,10 @@
-"""A real S3 server: rclone, which serves folders as buckets to one user with a key. An emulator of
-Google Cloud Storage."""
+"""A real S3 server: rclone, which serves folders as buckets to one user with a key."""
 
 from __future__ import annotations
 
 import functools
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -33,21 +31,6 @@ def s3(folder: Path, *, fresh: bool = True) -> Iterator[str]:
             until(functools.partial(listens, port), "rclone")
             yield f"http://127.0.0.1:{port}"
         finally:  # else leaving Popen waits for it
-            server.kill()
-
-
-@contextmanager
-def emulated_gs(folder: Path) -> Iterator[str]:
-    """An emulator of Google Cloud Storage with an empty ``bucket``; gives its address."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "gcp_storage_emulator", "start", "--in-memory"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--default-bucket", "bucket"]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=folder) as server:
-        try:
-            until(functools.partial(listens, port), "the emulator")
-            yield f"http://127.0.0.1:{port}"
-        finally:
             server.kill()
 
 
