@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
+from IPython.display import publish_display_data
 
 from mlinfra_sdk import cli_checkpoints, cli_quote, spec
 from mlinfra_sdk.checkpoints.store import CheckpointStore
@@ -19,11 +20,12 @@ from mlinfra_sdk.machines import lifecycle
 from mlinfra_sdk.machines.ends import in_words
 from mlinfra_sdk.machines.portal import portal
 from mlinfra_sdk.namespace.sync import RemoteValue
+from mlinfra_sdk.predict import Past
 from mlinfra_sdk.session import Session
 from mlinfra_sdk.spec import Layer, Request, Resolved
 from mlinfra_sdk.units import format_size
 
-from . import compare, completion, grammar, status
+from . import compare, completion, grammar, hint, status
 from .cells import Cells, new_card, show_errors_once
 from .local_cells import LocalCells
 from .sessions import Sessions
@@ -254,7 +256,9 @@ class RemoteMagics:
     def after_cell(self, result: Any) -> None:
         """A cell here has told how long it takes. It may miss a file that is too large to have come
         from a machine: say so."""
-        self.local_cells.end(getattr(result.info, "raw_cell", "") or "", bool(result.success))
+        run = self.local_cells.end(getattr(result.info, "raw_cell", "") or "", bool(result.success))
+        if run is not None:
+            self._hint(run)
         error = getattr(result, "error_in_exec", None)
         if not isinstance(error, FileNotFoundError) or not isinstance(error.filename, str):
             return
@@ -266,6 +270,18 @@ class RemoteMagics:
                     f"`%remote sync {error.filename}` brings it here.",
                     file=sys.stderr,
                 )
+
+    def _hint(self, run: Past) -> None:
+        """Say once for each cell what a GPU may make of it; never at the cost of an error."""
+        try:
+            limit = self._request.hint
+            if limit is None or run.seconds < limit or not self.local_cells.first(run):
+                return
+            text = hint.after(run, self.sessions.notebook, self.local_cells.past)
+        except MlinfraError:
+            return
+        if text:
+            publish_display_data({"text/plain": text}, {"mlinfra": {"hint": True}})
 
     def machine_names(self) -> Iterable[str]:
         """For completion."""

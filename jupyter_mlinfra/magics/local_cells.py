@@ -38,19 +38,24 @@ class LocalCells:
         self._began = None
         self.latest = cell_key(cell), _title(cell)
 
-    def end(self, cell: str, succeeded: bool) -> None:
-        """It has ended."""
+    def end(self, cell: str, succeeded: bool) -> Past | None:
+        """It has ended; gives its run if that is remembered."""
         began, self._began = self._began, None
         if began is None or not succeeded or cell.lstrip().startswith(("%remote", "%%")):
-            return
+            return None
         seconds = time.perf_counter() - began[0]
         if seconds < _SHORTEST or _uses_gpu():
-            return
+            return None
         cores = max(0.0, _worked() - began[1]) / seconds
         key = cell_key(cell)
         self.latest = key, _title(cell)
-        used = Used(cores, cores_here())
-        self.past = [*self.past, Past(key, Place("local"), seconds, used)][-_MOST:]
+        run = Past(key, Place("local"), seconds, Used(cores, cores_here()))
+        self.past = [*self.past, run][-_MOST:]
+        return run
+
+    def first(self, run: Past) -> bool:
+        """Whether this cell is remembered for the first time."""
+        return sum(it.cell == run.cell for it in self.past) == 1
 
 
 def _title(cell: str) -> str:

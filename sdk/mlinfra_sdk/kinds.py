@@ -135,6 +135,12 @@ LIMIT = Kind(
     _none_or(units.format_duration),
     lambda: ("30m", "1h", "2h", "8h", "none"),
 )
+HINT = Kind(
+    DURATION.accepts + ", or no",
+    lambda text: None if text.lower() == "no" else _parse_span(text),
+    lambda value: "no" if value is None else units.format_duration(value),
+    lambda: ("1m", "5m", "no"),
+)
 SIZE = Kind(
     "a size with a unit, such as 64MB or 2GiB",
     units.parse_size,

@@ -30,6 +30,7 @@ from .kinds import (
     DURATION,
     ENV,
     FOLDER,
+    HINT,
     KERNEL,
     LIMIT,
     MONEY,
@@ -81,6 +82,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     data_credentials: bool = False
     price: int = 0
     """Micro-USD per hour of a machine of the user's own."""
+    hint: float | None = 60.0
     confirm: int | None = 5_000_000
     """Micro-USD per hour above which a launch is asked about; None: nothing is asked."""
     budget: int | None = None
@@ -249,6 +251,14 @@ SETTINGS: Mapping[str, Setting] = {
             CONFIRM,
             "ask before a machine is started that costs more than this in USD per hour",
             "confirm=2",
+        ),
+        Setting(
+            "hint",
+            HINT,
+            "below a cell that took so long in the notebook's own kernel, say what a GPU may make "
+            "of it",
+            "hint=5m",
+            (NOTEBOOK, CONFIG),
         ),
         Setting("budget", MONEY, "stop a run that has cost so much, in USD", "budget=5"),
         Setting(

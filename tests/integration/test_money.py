@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -65,6 +66,24 @@ def test_quotes_compare_all_who_have_it(here: Place) -> None:
     assert [it["usd_per_hour"] for it in found["quotes"]] == [1.2, 8.0, None]
     assert found["quotes"][0]["price_source"] == "https://cheap.example/x"
     assert here.agents() == []
+
+
+def test_a_long_cell_here_is_told_of_gpus_once(tmp_path: Path) -> None:
+    work = "import time\nend = time.perf_counter() + {}\nwhile time.perf_counter() < end: pass"
+    with opened(tmp_path / "notebook") as notebook:
+        notebook.run("%remote use hint=1s")
+        assert not notebook.run(work.format(1.2)).outputs  # nothing here can use a GPU
+        notebook.run("import torch")
+        assert not notebook.run(work.format(0.5)).outputs
+        (shown,) = notebook.run(work.format(1.3)).of("display_data")
+        text = shown["content"]["data"]["text/plain"]
+        assert re.match(r"This cell took \d.\ds here\. An estimate of what it takes on a GPU", text)
+        assert re.search(r"^  \S+: \S+ \(\S+ to \S+\), <?\$0\.\d+ at \$", text, re.M), text
+        assert "%remote use hint=no" in text
+        assert not notebook.run(work.format(1.3)).outputs  # it has been said
+        notebook.run("%remote use hint=no")
+        assert not notebook.run(work.format(1.4)).outputs
+        assert notebook.fail("%%remote hint=1s\n1").error[0] == "RequestError"
 
 
 def test_a_notebook_is_asked_above_the_limit(tmp_path: Path) -> None:
