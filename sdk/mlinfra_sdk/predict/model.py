@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from mlinfra_sdk import units
 
 from .hardware import Guess
-from .past import Past, Place
+from .places import Past, Place
 
 LATEST = 10
 """So many of a cell's latest runs count: it may have become slower or faster."""

@@ -1,53 +1,19 @@
-"""What has run, where, and how long it took."""
+"""Predictions by what the ledger knows of runs."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from mlinfra_sdk.catalog import Gpu
 from mlinfra_sdk.ledger import Ledger, Run
 
 from .calibration import Calibration
 from .hardware import Guess, Used, guess
-
-if TYPE_CHECKING:
-    from .model import Prediction
+from .model import Prediction, predict
+from .places import Past, Place
 
 _DAYS = 180
 _MEMORY_BUSY = 70.0
-
-
-@dataclass(frozen=True)
-class Place:
-    """A kind of machine: what ``on=`` calls it, and its accelerators. Machines with the same
-    accelerators count as one kind wherever they are."""
-
-    target: str
-    gpu: str = ""
-    count: int = 0
-
-    @property
-    def kind(self) -> Place:
-        """What counts of it."""
-        return Place("", self.gpu, self.count) if self.gpu else self
-
-    @property
-    def name(self) -> str:
-        """In words."""
-        return str(Gpu(self.gpu, self.count)) if self.gpu else self.target
-
-
-@dataclass(frozen=True)
-class Past:
-    """A run that has succeeded."""
-
-    cell: str
-    place: Place
-    seconds: float
-    used: Used = field(default_factory=Used)
 
 
 def estimate(
@@ -62,8 +28,6 @@ def estimate(
     """What the next run of a cell (a ``cell_key``) of a notebook will take at each place. ``local``
     are runs that the ledger does not know, of cells in the notebook's own kernel; their ``cell`` is
     a ``cell_key``, too."""
-    from .model import predict
-
     if not cell:
         return [None] * len(places)
     runs = _runs(ledger)
