@@ -76,7 +76,7 @@ def _dispatch(words: list[str]) -> int:
         raise RequestError(f"{options.command} takes no arguments behind --.")
     if options.command == "run":
         return _run(options, script)
-    if options.command in ("status", "extend", "stop"):
+    if options.command in ("status", "extend", "shell", "stop"):
         from mlinfra_sdk import cli_machines
 
         return cli_machines.dispatch(options)
@@ -177,6 +177,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     extend.add_argument("name", metavar="NAME", nargs="?", help="as `mlinfra status` shows it")
     extend.add_argument("duration", metavar="DURATION", nargs="?", help="such as 2h (default: 30m)")
+
+    shell = commands.add_parser(
+        "shell",
+        help="open a shell on a machine",
+        description="Open a shell on the machine of this name (without one, the only one that "
+        "runs), in its files and with its packages. It is no sign that the machine is needed: that "
+        "ends when it is idle, and the shell with it.",
+    )
+    shell.add_argument("name", metavar="NAME", nargs="?", help="as `mlinfra status` shows it")
 
     stop = commands.add_parser(
         "stop",

@@ -1,19 +1,21 @@
-"""``mlinfra status``, ``extend`` and ``stop``: the machines that run."""
+"""``mlinfra status``, ``extend``, ``shell`` and ``stop``: the machines that run."""
 
 from __future__ import annotations
 
 import argparse
+import subprocess
 import time
 from typing import Any
 
 from rich.table import Table
 
-from mlinfra_sdk import spec, units
+from mlinfra_sdk import providers, spec, units
 from mlinfra_sdk.errors import MlinfraError, RequestError
 from mlinfra_sdk.ledger import Ledger, Machine
 from mlinfra_sdk.machines import claim, ends, lifecycle
 from mlinfra_sdk.machines.ends import in_words
 from mlinfra_sdk.machines.portal import portal
+from mlinfra_sdk.providers.base import Handle, OpensShell
 from mlinfra_sdk.terminal import console, print_json
 from mlinfra_sdk.units import format_duration, format_usd
 from mlinfra_sdk.worker.messages import AgentInfo
@@ -23,6 +25,8 @@ def dispatch(options: argparse.Namespace) -> int:
     """Carry out one of these commands; gives the exit status."""
     if options.command == "status":
         return _status(options.json)
+    if options.command == "shell":
+        return _shell(options.name)
     if options.command == "extend":
         return _extend(options.name, options.duration)
     return _stop(options.name, options.all)
@@ -169,6 +173,27 @@ def _stop(name: str | None, every: bool) -> int:
     finally:
         ledger.close()
     return 0
+
+
+def _shell(name: str | None) -> int:
+    ledger = Ledger.open()
+    try:
+        chosen = _chosen(_alive(ledger), name)
+    finally:
+        ledger.close()
+    if not chosen:
+        raise MlinfraError("No machine runs.", hint="A cell with %%remote starts one.")
+    (machine,) = chosen
+    if not machine.handle:
+        raise MlinfraError(f"The machine {machine.name} still starts.", hint="Try again later.")
+    handle = Handle.from_json(machine.handle)
+    provider = providers.of(handle)
+    if not isinstance(provider, OpensShell):
+        raise MlinfraError(
+            f"on={machine.provider} has no way to open a shell.",
+            hint="Run commands in a cell: `%%remote` and `!command`.",
+        )
+    return subprocess.call(provider.shell(handle))
 
 
 def _chosen(alive: list[Machine], name: str | None) -> list[Machine]:

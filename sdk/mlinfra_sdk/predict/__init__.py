@@ -2,8 +2,8 @@
 there or elsewhere, with an interval that says how little is known.
 
 ``past.py`` reads the ledger into runs at places (``places.py``), ``hardware.py`` guesses from
-figures of processors and GPUs, ``calibration.py`` measures this computer for that, ``model.py`` puts
-it together.
+figures of processors and GPUs, ``calibration.py`` measures this computer for that, and ``model.py``
+puts it all together.
 """
 
 from .calibration import calibrate

@@ -18,6 +18,7 @@ __all__ = [
     "Handle",
     "NoOptions",
     "Offer",
+    "OpensShell",
     "Problem",
     "Provider",
     "Status",
@@ -175,6 +176,16 @@ class Provider(Protocol):
 
     async def list(self) -> list[Handle]:
         """Every living machine of ours, also those that the ledger does not know."""
+        ...
+
+
+@runtime_checkable
+class OpensShell(Protocol):
+    """A provider whose machines can be entered by a command of their own kind."""
+
+    def shell(self, handle: Handle) -> list[str]:
+        """The command that runs a shell on the machine in this terminal. Raises
+        :class:`ProviderError` if there is none."""
         ...
 
 

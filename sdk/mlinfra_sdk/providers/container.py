@@ -70,6 +70,10 @@ class ContainerRemote(Remote):
         words = ["exec", "--interactive", "--env", spawn, self._name, *argv]
         return await open_process([*shlex.split(self._engine), *words])
 
+    def interactive(self, argv: Sequence[str]) -> list[str]:
+        """Beside its main process, too."""
+        return [*shlex.split(self._engine), "exec", "--interactive", "--tty", self._name, *argv]
+
 
 class ContainerProvider(ExecProvider):
     """Containers of one image."""

@@ -23,6 +23,7 @@ from mlinfra_sdk.providers.base import (
     limits_of,
 )
 from mlinfra_sdk.providers.here import AgentsHere
+from mlinfra_sdk.providers.shell import argv as shell_argv
 from mlinfra_sdk.spec import Request
 from mlinfra_sdk.worker import gpus
 from mlinfra_sdk.worker.folder import Config
@@ -56,6 +57,10 @@ class LocalProvider(AgentsHere):
         source = "set by price=" if request.price else "your own machine"
         price = Price(request.price, source, time.strftime("%Y-%m-%d"))
         return [Offer(self.name, gpu, price, _START_SECONDS)]
+
+    def shell(self, handle: Handle) -> list[str]:
+        """See :class:`OpensShell`: in the machine's folder."""
+        return shell_argv(str(self.machines() / handle.key))
 
     async def launch(
         self, offer: Offer, request: Request, key: str, previous: Handle | None = None

@@ -30,6 +30,7 @@ from mlinfra_sdk.providers.base import (
     Status,
     limits_of,
 )
+from mlinfra_sdk.providers.shell import argv as shell_argv
 from mlinfra_sdk.spec import Request
 from mlinfra_sdk.worker.folder import SOCKET, Config
 from mlinfra_sdk.worker.host import Answer, Launch
@@ -61,6 +62,14 @@ class Remote(abc.ABC):
     async def exec(self, argv: Sequence[str]) -> ExecWire:
         """Start a command there with binary stdin and stdout. The bootstrap relies neither on the
         command's exit status nor on an end of its stdin. Raises :class:`LinkError`."""
+
+    def interactive(self, argv: Sequence[str]) -> list[str]:
+        """The command here that runs one there in this terminal. Raises :class:`ProviderError` if
+        there is no such way."""
+        raise ProviderError(
+            f"{self.where} cannot be entered with a terminal.",
+            hint="Run commands in a cell: `%%remote` and `!command`.",
+        )
 
     def explain(self, complaint: str) -> LinkError:
         """What to raise when a command ended before it said anything, having complained so."""
@@ -292,6 +301,11 @@ class ExecProvider(abc.ABC):
             await self._ask(handle, "stop", type(None))
         except _Gone:
             return
+
+    def shell(self, handle: Handle) -> list[str]:
+        """See :class:`OpensShell`."""
+        folder = f"{handle.data.get('home', '')}/machines/{handle.key}"
+        return self.remote(handle.data).interactive(shell_argv(folder))
 
     async def remains(self) -> list[Handle]:
         """None: a provider whose disks outlive their machines overrides this."""

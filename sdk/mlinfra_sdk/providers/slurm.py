@@ -85,6 +85,9 @@ class _Here(Remote):
     async def exec(self, argv: Sequence[str]) -> ProcessWire:
         return await open_process(argv)
 
+    def interactive(self, argv: Sequence[str]) -> list[str]:
+        return list(argv)
+
 
 class SlurmRemote(Remote):
     """Commands inside of a job."""
@@ -100,6 +103,11 @@ class SlurmRemote(Remote):
         step = ["srun", f"--jobid={self._job}", "--overlap", "--nodes=1", "--ntasks=1"]
         step += ["--unbuffered", "--quiet", "--mpi=none"]
         return await self._login.exec([*step, "env", f"{spawner.VARIABLE}={self._pipe}", *argv])
+
+    def interactive(self, argv: Sequence[str]) -> list[str]:
+        """As a step with a terminal."""
+        step = ["srun", f"--jobid={self._job}", "--overlap", "--nodes=1", "--ntasks=1", "--pty"]
+        return self._login.interactive([*step, "--quiet", "--mpi=none", *argv])
 
 
 class _Gres(msgspec.Struct, frozen=True):

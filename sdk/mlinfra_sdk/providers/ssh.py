@@ -116,6 +116,11 @@ class SshRemote(Remote):
         command = await anyio.to_thread.run_sync(self.command)
         return await open_process([*command, shlex.join(argv)])
 
+    def interactive(self, argv: Sequence[str]) -> list[str]:
+        """With a terminal over there."""
+        words = ["-t" if word == "-T" else word for word in self.command()]
+        return [*words, shlex.join(argv)]
+
     def explain(self, complaint: str) -> LinkError:
         """What ssh complained of, and what to do."""
         for pattern, what, hint in _FAULTS:

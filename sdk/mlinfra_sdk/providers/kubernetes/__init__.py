@@ -87,6 +87,11 @@ class PodRemote(Remote):
         spawn = ["env", f"{spawner.VARIABLE}={self._pipe}"]
         return await open_process(self._cluster.command(*command, *spawn, *argv))
 
+    def interactive(self, argv: Sequence[str]) -> list[str]:
+        """Beside its main process, too."""
+        words = ["exec", "--stdin", "--tty", self._pod, f"--container={pods.CONTAINER}", "--"]
+        return list(self._cluster.command(*words, *argv))
+
     def explain(self, complaint: str) -> LinkError:
         """What kubectl complained of."""
         fault = self._cluster.fault(complaint or "no answer")
