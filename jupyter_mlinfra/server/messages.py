@@ -135,6 +135,8 @@ class Machine(msgspec.Struct, kw_only=True):
     usage: list[Usage] = []
     waits: str = ""
     """What it waits for while it starts."""
+    shell: str = ""
+    """The command that opens a shell on it in a terminal of this server."""
 
 
 class Run(msgspec.Struct, kw_only=True):

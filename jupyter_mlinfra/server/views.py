@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -89,6 +91,9 @@ class Views:
         )
         if shown.state == "starting":
             shown.waits = claim.said(machine.name)
+        elif shown.state == "running":
+            command = [sys.executable, "-m", "mlinfra_sdk.cli", "shell", machine.name]
+            shown.shell = shlex.join(command)
         observer = self._observers.get(machine.id)
         if observer is not None:
             _observe(shown, observer)

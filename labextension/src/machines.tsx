@@ -1,6 +1,6 @@
 /** The machines that run. */
 
-import { addIcon, stopIcon } from '@jupyterlab/ui-components';
+import { addIcon, stopIcon, terminalIcon } from '@jupyterlab/ui-components';
 import * as React from 'react';
 
 import { accelerator, basename, duration, size, usd } from './format';
@@ -116,6 +116,16 @@ function Machine(
             title={trans.__('Keep %1 for at least 30 minutes', machine.name)}
             onClick={() => {
               acts.extend(machine);
+            }}
+          />
+        )}
+        {machine.shell && acts.terminal && (
+          <Action
+            icon={terminalIcon}
+            label={trans.__('Terminal')}
+            title={trans.__('Open a terminal on %1', machine.name)}
+            onClick={() => {
+              acts.terminal?.(machine);
             }}
           />
         )}

@@ -36,6 +36,8 @@ const OPEN = 'jupyter-mlinfra:open-panel';
 const STOP_ALL = 'jupyter-mlinfra:stop-all';
 const ID = 'jupyter-mlinfra-panel';
 const EXTENSION_S = 1800;
+/** JupyterLab's own; a server without terminals has none. */
+const TERMINAL = 'terminal:create-new';
 
 /** Provides what all parts know of the server. */
 export const api: JupyterFrontEndPlugin<Api> = {
@@ -112,6 +114,11 @@ function actsOf(
 ): IActs {
   return {
     stop: machine => void stop(api, trans, [machine]),
+    get terminal() {
+      return app.commands.hasCommand(TERMINAL)
+        ? (machine: IMachine) => void openTerminal(app, machine, trans)
+        : null;
+    },
     extend: machine => {
       const path = `machines/${machine.id}/extend`;
       void tell(api.post(path, { seconds: EXTENSION_S }));
@@ -144,6 +151,36 @@ function actsOf(
     },
     open: path => void app.commands.execute('docmanager:open', { path })
   };
+}
+
+/** What is used of the widget that JupyterLab makes for a terminal. */
+interface ITerminal {
+  readonly content: {
+    readonly session: {
+      send(message: { type: 'stdin'; content: string[] }): void;
+    };
+  };
+  readonly title: { label: string };
+}
+
+/** Opens a terminal of the server and types the command for a shell on a machine. */
+async function openTerminal(
+  app: JupyterFrontEnd,
+  machine: IMachine,
+  trans: TranslationBundle
+): Promise<void> {
+  try {
+    const widget = (await app.commands.execute(TERMINAL)) as ITerminal;
+    widget.content.session.send({
+      type: 'stdin',
+      content: [`${machine.shell}\r`]
+    });
+  } catch (error) {
+    Notification.error(
+      trans.__('No terminal could be opened: %1', String(error)),
+      { autoClose: 8000 }
+    );
+  }
 }
 
 async function stopAll(api: Api, trans: TranslationBundle): Promise<void> {

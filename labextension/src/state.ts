@@ -44,6 +44,8 @@ export interface IMachine {
   readonly usage: readonly IUsage[];
   /** What it waits for while it starts. */
   readonly waits: string;
+  /** The command that opens a shell on it in a terminal of the server. */
+  readonly shell: string;
 }
 
 export interface IRun {

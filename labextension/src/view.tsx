@@ -10,6 +10,8 @@ import type { IMachine, IRun, IState, IUsage } from './state';
 /** What panels let the user do. */
 export interface IActs {
   stop(machine: IMachine): void;
+  /** Opens a terminal on a machine; null where there are no terminals. */
+  readonly terminal: ((machine: IMachine) => void) | null;
   extend(machine: IMachine): void;
   logs(run: IRun): void;
   attach(run: IRun): void;

@@ -1,7 +1,7 @@
 /** The side bar of test_panel.py, from a newcomer's view to a run that is cancelled there. */
 
 import assert from 'node:assert/strict';
-import { writeFileSync } from 'node:fs';
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { withNotebook } from './lab.mjs';
 
@@ -42,6 +42,7 @@ await withNotebook(NOTEBOOK, async notebook => {
   await notebook.screenshots(`panel-running-${APP}`);
 
   if (APP === 'lab') {
+    await enter(notebook, machine);
     await collect(notebook, run, log);
   } else {
     await run.getByRole('button', { name: 'Interrupt or discard' }).click();
@@ -59,6 +60,22 @@ await withNotebook(NOTEBOOK, async notebook => {
   await side.locator('.mlinfra-past').first().waitFor();
   await notebook.screenshots(`panel-after-${APP}`);
 });
+
+/** A terminal of the lab is a shell on the machine. */
+async function enter(notebook, machine) {
+  const { page } = notebook;
+  await machine.getByRole('button', { name: 'Terminal' }).click();
+  await page.locator('.jp-Terminal .xterm').waitFor();
+  const sign = join(FOLDER, 'entered');
+  await page.keyboard.type(`pwd > ${sign}.part; mv ${sign}.part ${sign}\n`);
+  for (let tries = 0; !existsSync(sign); tries++) {
+    assert.ok(tries < 600, 'nothing came of what was typed');
+    await page.waitForTimeout(50);
+  }
+  assert.match(readFileSync(sign, 'utf8'), /\/machines\/[0-9a-z]+$/m);
+  await notebook.screenshots('panel-terminal-lab');
+  await page.evaluate(() => globalThis.jupyterapp.shell.currentWidget.close());
+}
 
 /** Another tab says the same within two seconds; the end of the run, and its collection. */
 async function collect(notebook, run, log) {
