@@ -236,7 +236,9 @@ class Pod:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
             psutil.wait_procs(found, timeout=1)
-        # Real pods have a /tmp of their own.
+        # Real pods have a /tmp of their own. Folders there are of others, whose random names may
+        # begin so too.
         for path in Path("/tmp").glob(f"{self.name}*"):
-            path.unlink()
+            if not path.is_dir():
+                path.unlink()
         shutil.rmtree(self.folder, ignore_errors=True)
