@@ -195,17 +195,30 @@ def _xgboost(module: ModuleType) -> None:
 def _lightgbm(module: ModuleType) -> None:
     booster: Any = module.__dict__["Booster"]
 
-    def begin(self: Any, *args: Any, **kwargs: Any) -> None:
-        if self not in _loops:
-            _loops[self] = {"round": _Loop("lightgbm", "round")}
+    original = booster.update
 
-    def update(self: Any, *args: Any, **kwargs: Any) -> None:
-        loop = _loops[self]["round"]
-        loop.at(loop.count + 1)
+    @functools.wraps(original)
+    def update(self: Any, *args: Any, **kwargs: Any) -> Any:
+        # Rounds may take less than a millisecond, so this looks its loop up once.
+        loop = _round_of(self)
+        result = original(self, *args, **kwargs)
+        if loop is not None:
+            loop.at(loop.count + 1)
+        return result
 
     # It has no word for the end: what has not gone on is of the time until its last round.
-    _before(booster, "update", begin)
-    _after(booster, "update", update)
+    booster.update = update
+
+
+def _round_of(booster: Any) -> _Loop | None:
+    try:
+        loops = _loops.get(booster)
+        if loops is None:
+            loops = _loops[booster] = {"round": _Loop("lightgbm", "round")}
+        return loops["round"]
+    except Exception:
+        logger.debug("A loop is not counted", exc_info=True)
+        return None
 
 
 LIBRARIES: dict[str, Callable[[ModuleType], None]] = {
