@@ -14,6 +14,7 @@ from tornado.iostream import StreamClosedError
 
 from mlinfra_sdk.errors import LinkError, MlinfraError, ProviderError, RequestError
 
+from .config import FieldError
 from .messages import Problem
 from .operations import OPERATIONS, Operation, document
 from .service import NotFound, Service
@@ -72,7 +73,8 @@ class _Handler(APIHandler):
     def refuse(self, error: MlinfraError) -> None:
         """Answer with an error of ours."""
         self.set_status(next(status for kind, status in _STATUS if isinstance(error, kind)))
-        self.finish(msgspec.json.encode(Problem(error.message, error.hint)))
+        field = error.field if isinstance(error, FieldError) else ""
+        self.finish(msgspec.json.encode(Problem(error.message, error.hint, field)))
 
 
 class OperationHandler(_Handler):
@@ -95,6 +97,12 @@ class OperationHandler(_Handler):
     async def post(self, *parts: str) -> None:
         """Carry out what the table says."""
         await self._do("post", parts)
+
+    @web.authenticated
+    @authorized
+    async def patch(self, *parts: str) -> None:
+        """Carry out what the table says."""
+        await self._do("patch", parts)
 
     async def _do(self, method: str, parts: tuple[str, ...]) -> None:
         operation = self._by[method]

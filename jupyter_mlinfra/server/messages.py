@@ -93,6 +93,19 @@ class Extension(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seconds: Seconds = 1800.0
 
 
+class SettingsChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Settings as a user writes them, empty to take one out of ``config.toml``. What is left out
+    stays."""
+
+    gpu: Text | msgspec.UnsetType = msgspec.UNSET
+    on: Text | msgspec.UnsetType = msgspec.UNSET
+    idle: Text | msgspec.UnsetType = msgspec.UNSET
+    time: Text | msgspec.UnsetType = msgspec.UNSET
+    budget: Text | msgspec.UnsetType = msgspec.UNSET
+    month_budget: Text | msgspec.UnsetType = msgspec.UNSET
+    confirm: Text | msgspec.UnsetType = msgspec.UNSET
+
+
 # -- answers ---------------------------------------------------------------------------------------
 
 
@@ -174,11 +187,12 @@ class Spent(msgspec.Struct, kw_only=True):
 
 
 class State(msgspec.Struct, kw_only=True):
-    """All that goes on at the instant ``now``; ``ledger`` is another number after
-    each change of the ledger."""
+    """All that goes on at the instant ``now``; ``ledger`` and ``settings`` are other numbers after
+    each change of the ledger and of the user's ``config.toml``."""
 
     now: float
     ledger: int
+    settings: int
     machines: list[Machine]
     runs: list[Run]
     spent: Spent
@@ -289,20 +303,27 @@ class Quotes(msgspec.Struct):
     notes: list[str]
 
 
-class Setting(msgspec.Struct):
-    """A setting as it holds, and where it was set."""
+class Setting(msgspec.Struct, kw_only=True):
+    """A setting as it holds, and where it was set. ``own`` is what the user's ``config.toml`` says,
+    empty if it says nothing."""
 
     name: str
     value: str
     origin: str
     help: str
     example: str
+    default: str
+    own: str = ""
+    writable: bool = False
+    suggestions: list[str] = []
+    """Of one that is ``writable``."""
 
 
 class Settings(msgspec.Struct):
-    """All of them."""
+    """All of them, and the path of the user's ``config.toml``."""
 
     items: list[Setting]
+    file: str
 
 
 class Done(msgspec.Struct):
@@ -312,10 +333,11 @@ class Done(msgspec.Struct):
 
 
 class Problem(msgspec.Struct):
-    """What is wrong, and what to do about it."""
+    """What is wrong, and what to do about it. ``field``: which field of the body it is about."""
 
     message: str
     hint: str = ""
+    field: str = ""
 
 
 Document = dict[str, Any]

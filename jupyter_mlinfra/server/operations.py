@@ -84,6 +84,7 @@ OPERATIONS = (
     Operation("get", "targets", Service.targets),
     Operation("get", "quotes", Service.quotes),
     Operation("get", "settings", Service.settings),
+    Operation("patch", "settings", Service.change_settings),
 )
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlinfra_sdk import cli_catalog, cli_quote, providers, spec, targets, units
+import msgspec
+
+from mlinfra_sdk import cli_catalog, cli_quote, paths, providers, spec, targets, units
 from mlinfra_sdk.catalog import catalog, is_stale
 from mlinfra_sdk.catalog.prices import Fit
 from mlinfra_sdk.cli_cost import BASIS, moment
@@ -18,7 +21,7 @@ from mlinfra_sdk.machines.client import AgentClient
 from mlinfra_sdk.machines.portal import portal
 from mlinfra_sdk.worker import messages as m
 
-from . import logs
+from . import config, logs
 from . import messages as t
 from .observers import ask, tell
 from .views import by_id
@@ -40,6 +43,7 @@ class Service:
     def __init__(self, watcher: Watcher) -> None:
         self._watcher = watcher
         self._targets: tuple[float, t.Targets] | None = None
+        self._writing = asyncio.Lock()
 
     # -- what goes on, and what was ----------------------------------------------------------
 
@@ -157,15 +161,7 @@ class Service:
             raise RequestError(
                 f"There is no folder {query.path!r}.", hint="Name one below the server's root."
             )
-        resolved = await asyncio.to_thread(lambda: spec.resolve(spec.configured(folder)))
-        return t.Settings(
-            [
-                t.Setting(
-                    name, value, origin, spec.SETTINGS[name].help, spec.SETTINGS[name].example
-                )
-                for name, value, origin in resolved.rows()
-            ]
-        )
+        return await asyncio.to_thread(_settings, folder)
 
     # -- acts --------------------------------------------------------------------------------
 
@@ -209,6 +205,15 @@ class Service:
         async with self._watcher.observers.own_client(machine) as client:
             return await logs.read(client, info, query.after)
 
+    async def change_settings(self, query: t.Nothing, body: t.SettingsChange) -> t.Settings:
+        """Write settings into the user's config.toml, all that are given or none."""
+        folder = self._watcher.views.folder("")
+        async with self._writing:  # each reads what the one before has written
+            # A file that is not understood is mended by hand and not written over.
+            await asyncio.to_thread(spec.configured, folder)
+            await asyncio.to_thread(config.write, msgspec.to_builtins(body))
+        return await asyncio.to_thread(_settings, folder)
+
     async def _machine(self, machine_id: str) -> MachineRecord:
         known = await asyncio.to_thread(lambda: self._watcher.ledger().machines(active=True))
         for machine in known:
@@ -251,6 +256,30 @@ def _cursor(text: str) -> tuple[float, str] | None:
         raise RequestError(
             f"cursor={text!r} is not understood.", hint="Give the `next` of the page before."
         ) from None
+
+
+def _settings(folder: Path | None) -> t.Settings:
+    file = str(paths.config_file())
+    layers = spec.configured(folder)
+    own = next((layer.values for layer in layers if layer.origin == file), {})
+    items = []
+    for name, value, origin in spec.resolve(layers).rows():
+        setting = spec.SETTINGS[name]
+        writable = name in t.SettingsChange.__struct_fields__
+        items.append(
+            t.Setting(
+                name=name,
+                value=value,
+                origin=origin,
+                help=setting.help,
+                example=setting.example,
+                default=setting.kind.show(setting.default),
+                own=setting.kind.show(own[name]) if name in own else "",
+                writable=writable,
+                suggestions=list(setting.kind.suggestions()) if writable else [],
+            )
+        )
+    return t.Settings(items, file)
 
 
 def _offer(fit: Fit) -> t.Offer:

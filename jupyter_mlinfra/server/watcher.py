@@ -8,10 +8,11 @@ import logging
 import os
 import time
 from collections.abc import AsyncGenerator
+from pathlib import Path
 
 import msgspec
 
-from mlinfra_sdk import units
+from mlinfra_sdk import paths, units
 from mlinfra_sdk.cli_cost import BASIS
 from mlinfra_sdk.errors import MlinfraError
 from mlinfra_sdk.ledger import Ledger
@@ -49,6 +50,8 @@ class Watcher:
         self._dirty = False
         self._revision = 0
         """Counts changes of the ledger, those by this process too, which have no new version."""
+        self._settings = 0
+        """What pages were told last of the settings file."""
         self.latest = b""
         """The encoded state that pages were told last."""
         self.problem = ""
@@ -85,6 +88,7 @@ class Watcher:
         return State(
             now=books.now,
             ledger=self._revision,
+            settings=_written(paths.config_file()),
             machines=shown,
             runs=self.views.going_on(books, machines),
             spent=Spent(
@@ -158,6 +162,7 @@ class Watcher:
         if (
             books is not None
             and not self._dirty
+            and _written(paths.config_file()) == self._settings
             and all(it.started_at is not None for it in books.machines if it.stopped_at is None)
             and time.time() - books.now < _REFRESH
             and self.ledger().version() == books.version
@@ -167,6 +172,7 @@ class Watcher:
         state = await self.state()
         if self._books is not None:
             self.observers.follow(self._books.machines)
+        self._settings = state.settings
         self.latest = msgspec.json.encode(state)
         for listener in self._listeners:
             listener.set()
@@ -199,6 +205,14 @@ class Watcher:
         ledger, self._ledger = self._ledger, None
         if ledger is not None:
             ledger.close()
+
+
+def _written(path: Path) -> int:
+    """When a file was written last, in Unix microseconds; 0 if there is none."""
+    try:
+        return os.stat(path).st_mtime_ns // 1000  # nanoseconds are too many for JavaScript
+    except OSError:
+        return 0
 
 
 def _inode(ledger: Ledger) -> int:

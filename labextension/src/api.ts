@@ -17,7 +17,9 @@ export const IApi = new Token<Api>('jupyter-mlinfra:IApi');
 export class ApiError extends Error {
   constructor(
     message: string,
-    readonly status: number
+    readonly status: number,
+    /** The field of the body that it is about, if there is one. */
+    readonly field: string
   ) {
     super(message);
   }
@@ -61,6 +63,11 @@ export class Api {
     return reply.message;
   }
 
+  /** Changes something; gives what it is then. Throws an ApiError. */
+  async patch<T>(path: string, body: object): Promise<T> {
+    return this._json<T>(path, { method: 'PATCH', body: JSON.stringify(body) });
+  }
+
   private async _json<T>(path: string, init: RequestInit): Promise<T> {
     const response = await this._request(path, init);
     return (await response.json()) as T;
@@ -77,9 +84,14 @@ export class Api {
       const said = (await response.json().catch(() => ({}))) as {
         message?: string;
         hint?: string;
+        field?: string;
       };
       const text = [said.message ?? response.statusText, said.hint];
-      throw new ApiError(text.filter(Boolean).join(' '), response.status);
+      throw new ApiError(
+        text.filter(Boolean).join(' '),
+        response.status,
+        said.field ?? ''
+      );
     }
     return response;
   }

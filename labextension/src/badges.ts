@@ -17,7 +17,7 @@ export function showBadges(
 ): void {
   for (const cell of notebook.widgets) {
     const facts = wanted ? cardOf(cell) : null;
-    show(cell, facts && hasEnded(facts) ? badge(facts, trans) : '');
+    show(cell, facts && hasEnded(facts) ? badge(facts, trans) : '', trans);
   }
 }
 
@@ -41,7 +41,7 @@ function cardOf(cell: ICell): IFacts | null {
   return null;
 }
 
-function show(cell: ICell, text: string): void {
+function show(cell: ICell, text: string, trans: TranslationBundle): void {
   const area = cell.node.querySelector('.jp-InputArea');
   let shown = area?.querySelector(`.${CLASS}`);
   if (!text) {
@@ -51,9 +51,11 @@ function show(cell: ICell, text: string): void {
   if (!shown && area) {
     shown = document.createElement('span');
     shown.className = CLASS;
+    shown.setAttribute('role', 'note');
     area.append(shown);
   }
   if (shown && shown.textContent !== text) {
     shown.textContent = text;
+    shown.setAttribute('aria-label', trans.__('Last run: %1', text));
   }
 }

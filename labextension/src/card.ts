@@ -43,6 +43,10 @@ export class RunCard extends RenderedHTML {
   }
 
   override async render(model: IRenderMime.IMimeModel): Promise<void> {
+    // Drawn again every second while it runs.
+    const focused = this._buttons.contains(document.activeElement)
+      ? (document.activeElement as HTMLElement)
+      : null;
     await super.render(model);
     this._facts = factsOf(model.data);
     if (this._facts) {
@@ -53,6 +57,7 @@ export class RunCard extends RenderedHTML {
       this.node.querySelector('summary') ??
       this.node.querySelector('[role="status"] > :first-child');
     (line ?? this.node).append(this._left, this._buttons);
+    focused?.focus({ preventScroll: true });
   }
 
   override dispose(): void {

@@ -84,7 +84,7 @@ export function Catalog(props: IPanelProps): React.JSX.Element {
             <th scope="col">{trans.__('GPU')}</th>
             <th scope="col">{trans.__('at')}</th>
             <th scope="col">{trans.__('USD/h')}</th>
-            <th />
+            <td />
           </tr>
         </thead>
         <tbody>
@@ -112,6 +112,7 @@ export function Catalog(props: IPanelProps): React.JSX.Element {
                     type="button"
                     className="mlinfra-action"
                     title={trans.__('Use %1 in the active cell', gpu)}
+                    aria-label={trans.__('Use %1 in the active cell', gpu)}
                     onClick={() => {
                       acts.use(gpu, on);
                     }}

@@ -2,15 +2,12 @@
 
 import * as React from 'react';
 
+import type { ISettings } from './form';
 import { basename, usd } from './format';
 import { todayAt, type ICosts } from './state';
 import { Empty, useLatest, useNow, type IPanelProps } from './view';
 
 const MOST = 8;
-
-interface ISettings {
-  readonly items: readonly { readonly name: string; readonly value: string }[];
-}
 
 export function Costs(props: IPanelProps): React.JSX.Element {
   const { api, trans } = props;
@@ -19,6 +16,7 @@ export function Costs(props: IPanelProps): React.JSX.Element {
   const [rows, setRows] = React.useState<ICosts | null>(null);
   const [budget, setBudget] = React.useState<number | null>(null);
   const ledger = state?.ledger ?? -1;
+  const settings = state?.settings ?? -1;
   React.useEffect(() => {
     const first = new Date();
     first.setDate(1);
@@ -47,7 +45,7 @@ export function Costs(props: IPanelProps): React.JSX.Element {
     return () => {
       clearTimeout(timer);
     };
-  }, [api, ledger]);
+  }, [api, ledger, settings]);
   if (!state) {
     return <Empty>{trans.__('Looking…')}</Empty>;
   }

@@ -33,6 +33,11 @@ export class LogView extends Widget {
     super.dispose();
   }
 
+  /** Whoever opens it by the keyboard wants to scroll it. */
+  protected override onActivateRequest(): void {
+    this._text.focus();
+  }
+
   private async _follow(): Promise<void> {
     try {
       const log = await this._api.get<ILog>(`runs/${this._run.id}/log`, {

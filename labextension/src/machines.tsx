@@ -12,21 +12,25 @@ import {
   Sparkline,
   useLatest,
   useNow,
+  useProblem,
   type IPanelProps
 } from './view';
 
 export function Machines(props: IPanelProps): React.JSX.Element {
   const { api, acts, trans } = props;
   const state = useLatest(api);
-  const now = useNow((state?.machines.length ?? 0) > 0);
+  const problem = useProblem(api);
+  const ticking = useNow(!problem && (state?.machines.length ?? 0) > 0);
+  const silence = problem && (
+    <div role="alert" className="mlinfra-warning">
+      {trans.__('The server does not answer: %1', problem)}
+    </div>
+  );
   if (!state) {
-    return (
-      <Empty>
-        {api.problem
-          ? trans.__('The server does not answer: %1', api.problem)
-          : trans.__('Looking…')}
-      </Empty>
-    );
+    return <Empty>{silence || trans.__('Looking…')}</Empty>;
+  }
+  if (problem && !state.machines.length) {
+    return <Empty>{silence}</Empty>; // by now one may run
   }
   if (!state.machines.length) {
     return (
@@ -52,17 +56,23 @@ export function Machines(props: IPanelProps): React.JSX.Element {
     );
   }
   return (
-    <ul className="mlinfra-list" aria-label={trans.__('Machines')}>
-      {state.machines.map(machine => (
-        <Machine
-          key={machine.id}
-          {...props}
-          machine={machine}
-          state={state}
-          now={now}
-        />
-      ))}
-    </ul>
+    <>
+      {silence}
+      <ul
+        className={problem ? 'mlinfra-list mlinfra-mod-old' : 'mlinfra-list'}
+        aria-label={trans.__('Machines')}
+      >
+        {state.machines.map(machine => (
+          <Machine
+            key={machine.id}
+            {...props}
+            machine={machine}
+            state={state}
+            now={problem ? state.now : ticking} // what came since, nobody knows
+          />
+        ))}
+      </ul>
+    </>
   );
 }
 

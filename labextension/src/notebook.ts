@@ -88,6 +88,14 @@ const plugin: JupyterFrontEndPlugin<void> = {
         const label = trans.__('Whatever the settings say');
         menu.addItem({ command: APPLY, args: { scope, label, choice: null } });
       }
+      const before = document.activeElement;
+      menu.aboutToClose.connect(() => {
+        if (near) {
+          currentNotebook(app)?.content.activate(); // the next key is not for the button
+        } else if (before instanceof HTMLElement) {
+          before.focus();
+        }
+      });
       const at = near?.getBoundingClientRect();
       menu.open(at?.left ?? 100, at?.bottom ?? 100);
       menu.activeIndex = 0;

@@ -28,6 +28,7 @@ import { Machines } from './machines';
 import { withChoice } from './magic';
 import { activeCode, attach, currentNotebook } from './notebooks';
 import { RunList } from './runlist';
+import { Settings } from './settings';
 import type { IMachine, IRun } from './state';
 import { StatusItem } from './status';
 import { PanelWidget, type IActs } from './view';
@@ -49,7 +50,7 @@ export const api: JupyterFrontEndPlugin<Api> = {
 
 const panel: JupyterFrontEndPlugin<void> = {
   id: 'jupyter-mlinfra:panel',
-  description: 'Shows machines, runs, costs and the catalog.',
+  description: 'Shows machines, runs, costs, the catalog and settings.',
   autoStart: true,
   requires: [IApi],
   optional: [ICommandPalette, ILayoutRestorer, IStatusBar, ITranslator],
@@ -66,13 +67,15 @@ const panel: JupyterFrontEndPlugin<void> = {
     const side = new SidePanel({ translator: translator ?? nullTranslator });
     side.id = ID;
     side.addClass('mlinfra-side');
+    side.node.tabIndex = -1;
     side.title.icon = offlineBoltIcon;
     side.title.caption = trans.__('Machines and runs');
     for (const [component, label] of [
       [Machines, trans.__('Machines')],
       [RunList, trans.__('Runs')],
       [Costs, trans.__('Cost')],
-      [Catalog, trans.__('Catalog')]
+      [Catalog, trans.__('Catalog')],
+      [Settings, trans.__('Settings')]
     ] as const) {
       const widget = new PanelWidget(component, props);
       widget.title.label = label;
@@ -85,6 +88,7 @@ const panel: JupyterFrontEndPlugin<void> = {
       label: trans.__('Show Machines, Runs and Costs'),
       execute: () => {
         app.shell.activateById(ID);
+        side.node.focus(); // from where Tab goes on
       }
     });
     app.commands.addCommand(STOP_ALL, {
@@ -237,11 +241,14 @@ function show(
   run: IRun
 ): void {
   const view = new LogView(api, run, trans);
-  const shown = Array.from(app.shell.widgets('down'));
-  if (shown.some(widget => widget.id === view.id)) {
+  // Which widgets are down there, JupyterLab tells only from 4.3 on.
+  if (document.getElementById(view.id)) {
     view.dispose();
   } else {
     app.shell.add(view, 'down');
+    if (!view.parent) {
+      app.shell.add(view, 'right'); // Notebook before 7.3 has nothing down there
+    }
   }
   app.shell.activateById(`mlinfra-log-${run.id}`);
 }

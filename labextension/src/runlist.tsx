@@ -35,11 +35,13 @@ export function RunList(props: IPanelProps): React.JSX.Element {
   }
   return (
     <>
-      <ul className="mlinfra-list" aria-label={trans.__('Runs that go on')}>
-        {going.map(run => (
-          <Run key={run.id} {...props} run={run} now={now} />
-        ))}
-      </ul>
+      {going.length > 0 && (
+        <ul className="mlinfra-list" aria-label={trans.__('Runs that go on')}>
+          {going.map(run => (
+            <Run key={run.id} {...props} run={run} now={now} />
+          ))}
+        </ul>
+      )}
       {earlier.length > 0 && (
         <ul className="mlinfra-list" aria-label={trans.__('Earlier runs')}>
           {earlier.map(run => (

@@ -79,6 +79,8 @@ export interface IState {
   readonly now: number;
   /** Changes with every record of the ledger. */
   readonly ledger: number;
+  /** Changes with the user's `config.toml`. */
+  readonly settings: number;
   readonly machines: readonly IMachine[];
   readonly runs: readonly IRun[];
   readonly spent: ISpent;

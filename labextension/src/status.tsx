@@ -7,7 +7,7 @@ import * as React from 'react';
 import type { Api } from './api';
 import { usd } from './format';
 import { isIdle, todayAt } from './state';
-import { useLatest, useNow } from './view';
+import { useLatest, useNow, useProblem } from './view';
 
 export class StatusItem extends ReactWidget {
   constructor(
@@ -31,9 +31,22 @@ function Status(props: {
   const { api, trans, open } = props;
   const state = useLatest(api);
   const running = state?.machines.length ?? 0;
-  const now = useNow(running > 0);
+  const problem = useProblem(api);
+  const now = useNow(running > 0 && !problem);
   if (!state) {
     return null;
+  }
+  if (problem) {
+    return (
+      <button
+        type="button"
+        className="mlinfra-status"
+        title={trans.__('The server does not answer: %1', problem)}
+        onClick={open}
+      >
+        {trans.__('machines: unknown')}
+      </button>
+    );
   }
   const idle = state.machines.filter(isIdle);
   const today = usd(todayAt(state, now));

@@ -44,6 +44,15 @@ export class PanelWidget extends ReactWidget {
 
 /** The latest state, drawn again with each new one. */
 export function useLatest(api: Api): IState | null {
+  return useApi(api, it => it.state);
+}
+
+/** Why the server tells nothing right now, empty while it does; drawn again when that changes. */
+export function useProblem(api: Api): string {
+  return useApi(api, it => it.problem);
+}
+
+function useApi<T>(api: Api, pick: (api: Api) => T): T {
   return React.useSyncExternalStore(
     React.useCallback(
       redraw => {
@@ -52,7 +61,7 @@ export function useLatest(api: Api): IState | null {
       },
       [api]
     ),
-    () => api.state
+    () => pick(api)
   );
 }
 
@@ -74,16 +83,18 @@ export function Action(props: {
   title: string;
   onClick: () => void;
 }): React.JSX.Element {
+  const { label, title } = props;
   return (
     <button
       type="button"
       className="mlinfra-action"
-      title={props.title}
-      aria-label={props.title}
+      title={title}
+      // Who speaks to the computer says what is written on the button.
+      aria-label={title.startsWith(label) ? title : `${label}: ${title}`}
       onClick={props.onClick}
     >
       <props.icon.react tag="span" width="14px" height="14px" />
-      {props.label}
+      {label}
     </button>
   );
 }

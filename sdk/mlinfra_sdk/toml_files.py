@@ -91,18 +91,13 @@ def _table(path: str, tool: str | None) -> Table:
 
 @functools.lru_cache(maxsize=16)
 def _read(path: str, tool: str | None, _mtime: int, _size: int) -> Table:
+    text = read(path)
     try:
-        text = Path(path).read_text(encoding="utf-8")
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise RequestError(
             f"The settings file {path} is not valid TOML: {error}.",
             hint='Mend that line; texts and units need quotes, as in idle = "15m".',
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(
-            f"The settings file {path} cannot be read: {error}.",
-            hint="Mend its permissions or its encoding (UTF-8), or move it away.",
         ) from None
     if tool is None:
         return Table(path, values, text)
@@ -114,3 +109,17 @@ def _read(path: str, tool: str | None, _mtime: int, _size: int) -> Table:
             f"{origin} is not a table.", hint=f"Write [tool.{tool}] and the keys below it."
         )
     return Table(origin, values, text, f"[tool.{tool}]")
+
+
+def read(path: str) -> str:
+    """What a settings file says; nothing if there is none. Raises :class:`RequestError`."""
+    try:
+        # Line ends as they are: what is written back has the same.
+        return Path(path).read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(
+            f"The settings file {path} cannot be read: {error}.",
+            hint="Mend its permissions or its encoding (UTF-8), or move it away.",
+        ) from None

@@ -60,7 +60,9 @@ function label(notebook, index, word) {
 function recordLabels() {
   globalThis.labels = [];
   new MutationObserver(() => {
-    for (const card of document.querySelectorAll('[role="status"]')) {
+    for (const card of document.querySelectorAll(
+      '[role="status"][aria-label]'
+    )) {
       const text = card.getAttribute('aria-label');
       if (!globalThis.labels.includes(text)) {
         globalThis.labels.push(text);

@@ -6,14 +6,18 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import which
+from urllib.parse import urlsplit
 
 import nbformat
 import pytest
+
+from mlinfra_sdk.worker.uv import uv_binary
 
 ROOT = Path(__file__).parents[2]
 SCREENSHOTS = ROOT / "artifacts" / "screenshots"
@@ -94,13 +98,29 @@ def jupyter(
         server.wait(30)
 
 
+@pytest.fixture(scope="session")
+def oldest(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The Python of an environment with the oldest JupyterLab and Notebook that are supported; all
+    else comes from this one."""
+    folder = tmp_path_factory.mktemp("oldest") / "venv"
+    python = folder / "bin" / "python"
+    uv = [uv_binary(), "--quiet"]
+    subprocess.run([*uv, "venv", "--python", sys.executable, str(folder)], check=True)
+    install = [*uv, "pip", "install", "--python", str(python), "--no-deps"]
+    subprocess.run([*install, "jupyterlab==4.2.*", "notebook==7.2.*"], check=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    here = sysconfig.get_path("purelib")
+    (packages / "here.pth").write_text(f"import site; site.addsitedir({here!r})\n")
+    return str(python)
+
+
 @pytest.fixture
-def fresh_jupyter(tmp_path: Path) -> Iterator[Callable[[str], Browser]]:
-    """Start one whose user has never run anything."""
+def fresh_jupyter(tmp_path: Path) -> Iterator[Callable[..., Browser]]:
+    """Start one whose user has never run anything; ``python`` as :func:`start_server` takes it."""
     running: list[subprocess.Popen[bytes]] = []
 
-    def start(app: str) -> Browser:
-        browser, server = start_server(app, tmp_path)
+    def start(app: str, python: str = sys.executable) -> Browser:
+        browser, server = start_server(app, tmp_path, python)
         running.append(server)
         return browser
 
@@ -110,22 +130,39 @@ def fresh_jupyter(tmp_path: Path) -> Iterator[Callable[[str], Browser]]:
         server.wait(30)
 
 
-def start_server(app: str, home: Path) -> tuple[Browser, subprocess.Popen[bytes]]:
-    """One with its own folders below ``home``."""
+def until(true: Callable[[], bool], what: str, *, limit: float) -> None:
+    """Wait for something; fail if it has not come after so many seconds."""
+    deadline = time.monotonic() + limit
+    while not true():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.05)
+
+
+def start_server(
+    app: str, home: Path, python: str = sys.executable, *, like: Browser | None = None
+) -> tuple[Browser, subprocess.Popen[bytes]]:
+    """One with its own folders below ``home``. ``python`` may be of an environment that only has
+    other versions of some packages, and the rest from this one. It takes the place of the one that
+    it is to be ``like``, which has ended."""
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     folder = home / "work"
-    folder.mkdir()
+    folder.mkdir(exist_ok=like is not None)
     config = home / "config" / "labconfig"
-    config.mkdir(parents=True)
+    config.mkdir(parents=True, exist_ok=like is not None)
     (config / "default_setting_overrides.json").write_text(json.dumps(SETTINGS))
     (config / "page_config.json").write_text(json.dumps(PAGE))
     module, application = {
         "lab": ("jupyterlab", "LabApp"),
         "notebook": ("notebook", "JupyterNotebookApp"),
     }[app]
-    command = [sys.executable, "-m", module, "--no-browser", "--allow-root", "--port=0"]
+    command = [python, "-m", module, "--no-browser", "--allow-root"]
+    command += [f"--port={urlsplit(like.url).port}" if like else "--port=0"]
+    command += [f"--IdentityProvider.token={like.token}"] if like else []
     command += [f"--ServerApp.root_dir={folder}", f"--{application}.expose_app_in_browser=True"]
     environment = os.environ | {
+        # Of this environment's extensions, and how they are switched on.
+        "JUPYTER_PATH": f"{sys.prefix}/share/jupyter",
+        "JUPYTER_CONFIG_PATH": f"{sys.prefix}/etc/jupyter",
         "IPYTHONDIR": str(home / "ipython"),
         "JUPYTER_CONFIG_DIR": str(home / "config"),
         "JUPYTER_DATA_DIR": str(home / "data"),
@@ -133,6 +170,7 @@ def start_server(app: str, home: Path) -> tuple[Browser, subprocess.Popen[bytes]
         "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
         "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
         "MLINFRA_HOME": str(home / "mlinfra"),
+        "XDG_CONFIG_HOME": str(home / "user"),
     }
     log = home / "server.log"
     with log.open("wb") as output:

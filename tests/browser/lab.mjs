@@ -3,7 +3,7 @@
 import { join } from 'node:path';
 import { chromium } from 'playwright-core';
 
-const { APP, CHROMIUM, SCREENSHOTS, TOKEN, URL: SERVER } = process.env;
+const { APP, CHROMIUM, SCREENSHOTS, TOKEN, URL: SERVER, VERSION } = process.env;
 
 const FLAGS = [
   '--no-sandbox',
@@ -47,7 +47,8 @@ export async function withNotebook(path, scenario) {
 }
 
 export async function take(page, name) {
-  await page.screenshot({ path: join(SCREENSHOTS, `${name}.png`) });
+  const file = VERSION ? `${name}-${VERSION}.png` : `${name}.png`;
+  await page.screenshot({ path: join(SCREENSHOTS, file) });
 }
 
 class Notebook {

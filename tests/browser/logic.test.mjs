@@ -2,6 +2,11 @@
 
 import assert from 'node:assert/strict';
 import test from 'node:test';
+import {
+  afterSaving,
+  changesOf,
+  isOverruled
+} from '../../lib/labextension/src/form.js';
 import { duration, size, usd } from '../../lib/labextension/src/format.js';
 import {
   choiceOf,
@@ -113,5 +118,26 @@ test('one offer of each GPU, the cheapest', () => {
       offer('A', 0.5, 2)
     ]),
     [offer('A', 1), offer('B', 3)]
+  );
+});
+
+test('only what was changed is saved, and what is typed meanwhile stays', () => {
+  const settings = {
+    file: '/c.toml',
+    items: [
+      { name: 'gpu', own: 'A10', origin: '/c.toml' },
+      { name: 'idle', own: '', origin: 'default' },
+      { name: 'on', own: 'box', origin: '/c.toml [targets.box]' }
+    ]
+  };
+  const draft = { gpu: ' L4 ', idle: ' ', on: '' };
+  assert.deepEqual(changesOf(settings, draft), { gpu: 'L4', on: '' });
+  assert.deepEqual(changesOf(settings, { gpu: 'A10 ' }), {});
+  assert.deepEqual(afterSaving({ ...draft, gpu: 'L40S' }, draft), {
+    gpu: 'L40S'
+  });
+  assert.deepEqual(
+    settings.items.map(it => isOverruled(it, settings.file)),
+    [false, false, true]
   );
 });

@@ -98,6 +98,8 @@ def test_strangers_and_other_sites_are_refused(here: Served) -> None:
             assert stranger.get(path).status_code == 403
         stop = f"machines/{'0' * 32}/stop"
         assert stranger.post(stop).status_code == 403
+        idle = {"idle": "1s"}
+        assert stranger.patch("settings", json=idle).status_code == 403
 
         # A browser that is logged in has cookies; other sites cannot read what must be sent along.
         stranger.get(f"{here.server.url}login")
@@ -108,9 +110,11 @@ def test_strangers_and_other_sites_are_refused(here: Served) -> None:
             for path in paths:
                 assert stranger.get(path, headers=same | other).is_error, other
         assert stranger.post(stop, headers=same).status_code == 403
+        assert stranger.patch("settings", headers=same, json=idle).status_code == 403
         own = same | {"X-XSRFToken": stranger.cookies["_xsrf"]}
         assert stranger.post(stop, headers=own | {"Origin": "https://evil.org"}).is_error
         assert stranger.post(stop, headers=own).status_code == 404
+        assert stranger.patch("settings", headers=own, json={}).status_code == 200
 
 
 def test_a_page_hears_of_another_process_at_once(here: Served) -> None:
@@ -259,6 +263,81 @@ def test_catalog_settings_and_targets(here: Served) -> None:
     assert reply.status_code == 400 and "Did you mean" in reply.json()["message"]
     (quote,) = here.get("quotes", on="local")["items"]
     assert quote["target"] == "local" and quote["usd_per_hour"] == 0.0
+
+
+def test_settings_are_changed_and_other_pages_hear_of_it(here: Served) -> None:
+    file = Path(here.get("settings")["file"])
+    assert file == here.home.parents[2] / ".config" / "mlinfra" / "config.toml"
+    file.parent.mkdir(mode=0o700, parents=True)
+    file.write_text('# ours\nidle = "20m"  # patient\nprice = 0.5\n')
+    with here.events() as states:
+        before = next(states)["settings"]
+        changes = {"idle": "90m", "gpu": "A10", "month_budget": "200"}
+        reply = here.client.patch("settings", json=changes)
+        assert reply.status_code == 200, reply.text
+        assert reply.json() == here.get("settings")
+        assert next(it for it in states if it["settings"] != before)
+        text = '# ours\nidle = "90m"  # patient\nprice = 0.5\ngpu = "A10"\nmonth_budget = 200\n'
+        assert file.read_text() == text
+        now = here.get("state")["settings"]
+        file.write_text(text.replace("200", "300"))  # by an editor
+        assert next(it for it in states if it["settings"] != now)
+    items = {it["name"]: it for it in here.get("settings")["items"]}
+    assert items["month_budget"]["own"] == items["month_budget"]["value"] == "300"
+    idle = items["idle"]
+    assert (idle["value"], idle["own"], idle["default"]) == ("1h30m", "1h30m", "15m")
+    assert items["gpu"]["writable"] and "A10" in items["gpu"]["suggestions"]
+    assert items["time"]["own"] == "" and not items["price"]["writable"]
+
+    text = file.read_text()
+    for change, field, said in (
+        ({"gpu": "L4", "idle": "soon"}, "idle", "idle=soon in the form is not understood."),
+        ({"gpu": "A1O"}, "gpu", "Did you mean"),
+        ({"budget": "-1"}, "budget", "budget=-1"),
+        ({"price": "1"}, "", "price"),
+        ({"idle": 15}, "", "$.idle"),
+        ([], "", "expected"),
+    ):
+        reply = here.client.patch("settings", json=change)
+        problem = reply.json()
+        assert reply.status_code == 400 and problem["field"] == field, change
+        assert said.lower() in problem["message"].lower()
+    assert file.read_text() == text
+    file.write_text("idle = = 1\n")
+    reply = here.client.patch("settings", json={"idle": "5m"})
+    assert reply.status_code == 400 and "not valid TOML" in reply.json()["message"]
+    assert file.read_text() == "idle = = 1\n"
+    file.unlink()
+    assert here.client.patch("settings", json={"idle": "5m"}).status_code == 200
+    assert file.read_text() == 'idle = "5m"\n' and file.stat().st_mode & 0o777 == 0o600
+    assert here.client.patch("settings", json={"idle": ""}).status_code == 200
+
+
+def test_quotes_tell_what_the_cell_of_a_run_would_take(here: Served) -> None:
+    ledger = here.ledger()
+    cell = "0123456789abcdef"
+    machine = ledger.intend_machine(name="past", provider="local", price=Price.unknown(), at=MONDAY)
+    ledger.machine_started(machine, at=MONDAY)
+    run = 0
+    for seconds in (10.0, 11.0, 12.0):
+        run = ledger.open_run(machine, notebook="a.ipynb", cell=cell, at=MONDAY)
+        ledger.close_run(run, status="done", seconds=seconds)
+    other = ledger.open_run(machine, notebook="a.ipynb", cell="f" * 16, at=MONDAY)
+    ledger.close_run(other, status="lost", seconds=5.0)
+    ledger.machine_stopped(machine, reason="the end", at=MONDAY + 60)
+    ledger.close()
+    (quote,) = here.get("quotes", on="local", run=run)["items"]
+    estimate = quote["estimate"]
+    assert 10 <= estimate["seconds"] <= 12
+    assert estimate["low"] < estimate["seconds"] < estimate["high"]
+    assert estimate["basis"] == "3 runs of this cell on local"
+    # What was cut off tells nothing; and nothing is said of a cell that is not asked about.
+    for query in ({"run": other}, {}):
+        (quote,) = here.get("quotes", on="local", **query)["items"]
+        assert quote["target"] == "local" and quote["estimate"] is None
+    for unknown, status in (("999999999", 404), ("last", 400)):
+        reply = here.client.get("quotes", params={"on": "local", "run": unknown})
+        assert reply.status_code == status and reply.json()["message"]
 
 
 def test_any_request_gets_a_documented_answer(here: Served, tmp_path: Path) -> None:
