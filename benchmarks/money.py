@@ -200,7 +200,9 @@ def killed(world: World, source: random.Random, number: int) -> dict[str, Any]:
 
 def left(world: World, source: random.Random, number: int) -> dict[str, Any]:
     """kill -9 of the client while its machine runs; nobody sweeps, the machine ends by `idle`."""
-    return _left_alone(Life(world, source, number), 1)
+    life = Life(world, source, number)
+    life.job["forever"] = True
+    return _left_alone(life, 1)
 
 
 def busy(world: World, source: random.Random, number: int) -> dict[str, Any]:

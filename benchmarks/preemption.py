@@ -1,11 +1,11 @@
 """Training survives anything: kills at random instants, `python -m benchmarks.preemption
-[--kinds kernel,agent,machine,modal,slurm] [--seeds 0-29]`.
+[--kinds kernel,agent,machine,container,modal,slurm] [--seeds 0-29]`.
 
-Each seed trains a small model (torch, scikit-learn or XGBoost; numpy alone at Modal's emulator and
-in Slurm's job) in one cell that saves all the time, and kills something once or twice while it
-runs: the kernel, the agent, the whole machine with its disk, Modal's sandbox, Slurm's job. The cell
-must end by itself, with the weights and the loss curve of an undisturbed run, bit by bit. A table
-of what was done and found is written to the results.
+Each seed trains a small model (torch, scikit-learn or XGBoost; numpy alone where the machine has an
+environment of its own) in one cell that saves all the time, and kills something once or twice while
+it runs: the kernel, the agent, the whole machine with its disk, podman's container, Modal's
+sandbox, Slurm's job. The cell must end by itself, with the weights and the loss curve of an
+undisturbed run, bit by bit. A table of what was done and found is written to the results.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 import platform
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 import threading
@@ -149,10 +150,34 @@ def slurm(home: Path, kind: str) -> Iterator[tuple[dict[str, object], Kill, tupl
                 with contextlib.suppress(Exception):
                     cluster.command("scancel", "--signal=KILL", "--full", job)
 
-        yield {"on": "slurm"}, kill, ("numpy",)
+        yield {"on": "slurm", "env": "mirror"}, kill, ("numpy",)
 
 
-PLACES = {"kernel": local, "agent": local, "machine": local, "modal": modal, "slurm": slurm}
+@contextlib.contextmanager
+def container(home: Path, kind: str) -> Iterator[tuple[dict[str, object], Kill, tuple[str, ...]]]:
+    """Containers of podman, which are killed and removed."""
+    from engines import Container, engine
+
+    with engine("container", home.parent / "engine") as it:
+        os.environ.update(it.environment(home))
+        podman = ["podman", *Container.OPTIONS]
+
+        def kill() -> None:
+            done = subprocess.run([*podman, "ps", "--quiet"], capture_output=True, text=True)
+            for name in done.stdout.split():
+                subprocess.run([*podman, "rm", "--force", "--time=0", name], capture_output=True)
+
+        yield {**it.request(0), "env": "mirror"}, kill, ("numpy",)
+
+
+PLACES = {
+    "kernel": local,
+    "agent": local,
+    "machine": local,
+    "container": container,
+    "modal": modal,
+    "slurm": slurm,
+}
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from mlinfra_sdk.errors import (
     ChunkMissing,
     KernelDied,
     LinkClosed,
+    LinkError,
     Lost,
     MachineLost,
     MlinfraError,
@@ -102,6 +103,7 @@ class Exchange(Connection):
             return RunCancelled(reason)
         if content.get("machine"):
             self._kernel_died(end)
+            client.wait_gone(_LAST_MOMENTS)  # until then it is there, and takes no more requests
             return _ended(f"The machine has ended: {content['machine']}.", content["machine"])
         if status == "lost":
             return MachineLost(reason, hint="What it had published until then has been shown.")
@@ -127,7 +129,7 @@ class Exchange(Connection):
                             code, prepare, frontend, count, kind, cell, imports, safe, again
                         )
                     )
-                except (MachineLost, KernelDied, ProviderError) as error:
+                except (Lost, LinkError, ProviderError) as error:
                     # The next machine may be lost too, even before it has started.
                     accident = error.by_accident if isinstance(error, Lost) else again
                     if not accident or not safe.goes_on(self.request.recover):
@@ -344,6 +346,8 @@ def _ended(said: str, reason: str) -> MlinfraError:
     return lost
 
 
+_LAST_MOMENTS = 10.0
+"""Seconds that an agent may take from the end of its kernels to its own."""
 _RAISE = "Raise it on the cell or by %remote use to go on."
 _LOST = (ChunkCorrupt.__name__, ChunkMissing.__name__)
 

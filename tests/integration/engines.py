@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from mlinfra_sdk.providers.base import Handle
 
 PRICE = 3_600_000
 """Micro-USD per hour: 1000 per second."""
@@ -43,6 +47,13 @@ class Engine:
     def bill(self, keys: list[str]) -> float | None:
         """USD that they have cost, by the engine's own account; None if it has none."""
         return None
+
+    def ended(self, handle: Handle) -> float | None:
+        """When a machine has ended, by the engine's own account; None if it has none."""
+        return None
+
+    def hang_up(self) -> None:
+        """End what clients in this process keep open between calls."""
 
     def flaky(self, home: Path, number: int, fault: str) -> dict[str, str]:
         """An environment in which this call of :attr:`program` goes wrong."""
@@ -112,6 +123,9 @@ class Ssh(Engine):
     def environment(self, home: Path) -> dict[str, str]:
         return {"PATH": f"{self._box.folder}/client:{os.environ['PATH']}"}
 
+    def hang_up(self) -> None:
+        self._box.hang_up()
+
 
 class Slurm(Engine):
     """A real Slurm of one node."""
@@ -137,6 +151,12 @@ class Slurm(Engine):
 
     def alive(self, keys: list[str]) -> list[str]:
         return str(self._cluster.command("squeue", "--noheader", "--format=%k")).split()
+
+    def ended(self, handle: Handle) -> float | None:
+        job = self._cluster.command("scontrol", "show", "job", handle.data["job"])
+        found = re.search(r"EndTime=(\S+)", job)
+        assert found is not None, job
+        return datetime.fromisoformat(found[1]).timestamp()
 
 
 class Container(Engine):
@@ -174,6 +194,14 @@ class Container(Engine):
             ["podman", *self.OPTIONS, "ps", "--format={{.Names}}"], capture_output=True, text=True
         )
         return [name.removeprefix("mlinfra-") for name in done.stdout.split()]
+
+    def ended(self, handle: Handle) -> float | None:
+        which = [f"--filter=container={handle.data['name']}", "--filter=event=died"]
+        how = ["--stream=false", "--format={{.Time.Unix}}"]
+        done = subprocess.run(
+            ["podman", *self.OPTIONS, "events", *which, *how], capture_output=True, text=True
+        )
+        return float(done.stdout)
 
 
 @contextlib.contextmanager

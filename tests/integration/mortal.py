@@ -111,6 +111,8 @@ def life(job: dict[str, Any]) -> None:
         session.run("import time; time.sleep(3600)")
     session.run("x += 1")
     assert session.namespace["x"] == 2
+    if "forever" in job:
+        signal.pause()
     session.stop()
 
 

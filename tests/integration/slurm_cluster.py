@@ -88,6 +88,7 @@ class Cluster:
             "ReturnToService=2",
             "GresTypes=gpu",
             "SchedulerParameters=batch_sched_delay=0",
+            "SlurmctldParameters=preempt_send_user_signal",
             "KillWait=5",
             "MinJobAge=300",
             "InactiveLimit=0",
@@ -97,7 +98,7 @@ class Cluster:
             f"NodeName={host} NodeAddr=127.0.0.1 CPUs={os.cpu_count()} RealMemory=4000"
             " Gres=gpu:a10:2",
             f"PartitionName=main Nodes={host} Default=YES MaxTime=1-00:00:00 State=UP"
-            " OverSubscribe=FORCE:4 PriorityTier=1",
+            " OverSubscribe=FORCE:4 PriorityTier=1 GraceTime=5",
             f"PartitionName=urgent Nodes={host} MaxTime=1-00:00:00 State=UP PriorityTier=2",
         )
         return "\n".join(lines) + "\n"

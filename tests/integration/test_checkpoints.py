@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,15 @@ import msgspec
 import numpy as np
 import pytest
 from faulty import Client, Recorder, client, kernels, processes
+from live import until
 
 import mlinfra_sdk
 from mlinfra_sdk import cli, paths
 from mlinfra_sdk.checkpoints.store import CheckpointStore
 from mlinfra_sdk.errors import BudgetSpent, KernelDied, MachineLost
+from mlinfra_sdk.ledger import Ledger
+from mlinfra_sdk.machines import lifecycle
+from mlinfra_sdk.machines.portal import portal
 from mlinfra_sdk.objects.store import ChunkStore
 
 TRAIN = """
@@ -119,6 +124,30 @@ def test_a_lost_run_goes_on(
     lost = far.session.machine
     assert machine is not None and lost is not None
     assert (machine.id == lost.id) == (kill is lose_kernel)
+
+
+def test_who_stops_its_machine_from_elsewhere_gets_no_other_one(
+    far: Client, home: Path, tmp_path: Path
+) -> None:
+    """As the side bar does, and the command: nothing more is spent, checkpoint or not."""
+    machine = far.session.machine
+    assert machine is not None
+    ledger = Ledger.open()
+    (known,) = (it for it in ledger.machines() if it.id == machine.id)
+
+    def stop() -> None:
+        threading.Thread(
+            target=lambda: portal().call(lifecycle.stop_known(known, ledger, "stopped by the user"))
+        ).start()
+
+    recorder = Killer(tmp_path / "never" / "go", stop)
+    recorder._go.parent.mkdir()
+    code = TRAIN.format(name="stopped", go=str(tmp_path / "go"))
+    with pytest.raises(MachineLost, match="stopped by"):
+        far.run(code, recorder).get()
+    until(lambda: not ledger.machines(active=True), "it to be closed")
+    ledger.close()
+    assert "begins again" not in recorder.text
 
 
 FILES = """

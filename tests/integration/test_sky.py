@@ -1,16 +1,21 @@
 """``on=sky`` with the real SkyPilot: its optimizer, its server, and launches in a real Slurm.
 
 What it sets up on a machine comes from the internet, so here every launch fails at that; what is
-looked at is what it chose, what it submitted, and that nothing is left.
+looked at is what it chose, what it submitted, and that nothing is left. How machines end is tried
+with the job that SkyPilot would run, as a job of that Slurm.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -24,15 +29,18 @@ from sshd import running
 
 from mlinfra_sdk.catalog.gpus import Gpu, parse_gpus
 from mlinfra_sdk.errors import NoCapacity, ProviderError, RequestError
-from mlinfra_sdk.machines import market
+from mlinfra_sdk.ledger import Ledger
+from mlinfra_sdk.machines import lifecycle, market
 from mlinfra_sdk.machines.portal import portal
 from mlinfra_sdk.providers import tools
 from mlinfra_sdk.providers.base import Handle, Offer
 from mlinfra_sdk.providers.sky import Options, SkyProvider
 from mlinfra_sdk.providers.sky.engine import TOOL
 from mlinfra_sdk.providers.sky.names import names_for
+from mlinfra_sdk.providers.sky.provider import PREFIX
 from mlinfra_sdk.providers.waiting import listening
 from mlinfra_sdk.spec import Request
+from mlinfra_sdk.worker.watchdog import Limits
 
 _MISSING = [*slurm_cluster.missing(), *skypilot.missing()]
 pytestmark = [
@@ -98,6 +106,17 @@ def test_its_optimizer_chooses_the_cheapest_and_has_others_at_hand(cluster: Clus
     (named,) = offers(provider("slurm/dear"), "A10")
     assert named.place == "Slurm dear"
     assert {one.price.source for one in offers(provider())} == {"your own cluster"}
+
+
+def test_machines_that_are_not_spot_take_the_place_of_those_that_are_not_there(
+    cluster: Cluster,
+) -> None:
+    """Slurm has none."""
+    with pytest.raises(RequestError, match="on=sky has no gpu=A10"):
+        offers(SkyProvider(Options(cpus="1", spot=True)), "A10")
+    found = offers(SkyProvider(Options(cpus="1", spot=True, on_demand=True)), "A10")
+    assert [one.place for one in found] == ["Slurm cheap", "Slurm dear"]
+    assert {one.data["spot"] for one in found} == {""}
 
 
 def test_what_cannot_be_had_is_explained(cluster: Cluster) -> None:
@@ -173,6 +192,61 @@ portal().call(provider.launch(offer, request, "killed"))
     process.wait()
     until(lambda: not jobs(cluster), "the job to end", patience=120)
     until(lambda: not clusters(), "the cluster to go", patience=120)
+
+
+# Seconds that it lives at least, why it ends, and the status of the cluster's job (guard.sh).
+ENDS: dict[str, tuple[Limits, float, str, int]] = {
+    "idle": (Limits(idle=2.0), 2.0, "idle for 2 s", 21),
+    "time": (Limits(time=3.0), 3.0, "its time of 3 s was over", 22),
+    "lease": (Limits(lease=4.0), 4.0, "no client for 4 s", 23),
+    "budget": (Limits(paid=5.0, budget="month_budget=$1"), 5.0, "its budget was spent: month", 25),
+}
+
+
+def test_its_job_ends_with_the_agent_and_the_ledger_knows_when(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cluster turns itself off behind its job, which is SkyPilot's own doing."""
+    (offer,), ledger = offers(provider("slurm/cheap")), Ledger.open()
+    its_jobs: dict[str, str] = {}
+    with running(tmp_path / "node") as node:
+        # The name for ssh that SkyPilot would write.
+        node.configure(node.config.replace("Host box", "Host box mlinfra-*"))
+        monkeypatch.setenv("PATH", f"{node.folder}/client:{os.environ['PATH']}")
+        for name, (limits, _, _, _) in ENDS.items():
+            key = ledger.intend_machine(name=name, provider="sky", price=offer.price)
+            begun = time.time()
+            run = provider()._task(offer, Request(on="sky"), key)["run"]
+            its_jobs[name] = cluster.command(
+                *("sbatch", "--parsable", "--output=/dev/null"),
+                f"--wrap=export HOME={node.home}; {run}",
+            ).strip()
+            monkeypatch.setattr("mlinfra_sdk.providers.remote.limits_of", lambda _, it=limits: it)
+            where = {"cluster": f"{PREFIX}{key}"}
+            handle = portal().call(provider().start_agent(where, Request(on="sky"), key))
+            ledger.machine_started(key, handle=handle.to_json(), at=begun)
+        until(lambda: not jobs(cluster), "the jobs to end", lambda: jobs(cluster))
+        told = {name: ended(cluster, job) for name, job in its_jobs.items()}
+        # Whoever took the moment at which it is noticed for the end would be wrong by seconds.
+        until(lambda: time.time() > max(at for at, _ in told.values()) + 3, "some seconds to pass")
+        assert portal().call(lifecycle.settle(ledger)) == []
+        node.hosts = tuple(f"{PREFIX}{it.id}" for it in ledger.machines())
+        node.hang_up()
+    for known in ledger.machines():
+        _, least, reason, status = ENDS[known.name]
+        at, its_status = told[known.name]
+        assert known.stop_reason.startswith(reason) and its_status == status
+        assert known.started_at is not None and known.stopped_at is not None
+        assert known.started_at + least <= known.stopped_at <= at + 1  # Slurm tells whole seconds
+    ledger.close()
+
+
+def ended(cluster: Cluster, job: str) -> tuple[float, int]:
+    """When a job has ended, and its status."""
+    told = cluster.command("scontrol", "show", "job", job)
+    found = re.search(r"ExitCode=(\d+):.*EndTime=(\S+)", told, re.S)
+    assert found is not None, told
+    return datetime.fromisoformat(found[2]).timestamp(), int(found[1])
 
 
 @pytest.mark.parametrize(

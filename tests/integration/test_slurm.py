@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from faulty import Recorder
 from live import until
 from slurm_cluster import Cluster, missing, slurm
 from sshd import running
@@ -23,6 +24,7 @@ from mlinfra_sdk.ledger import Ledger
 from mlinfra_sdk.machines import lifecycle
 from mlinfra_sdk.machines.portal import portal
 from mlinfra_sdk.machines.sweep import sweep
+from mlinfra_sdk.namespace.analysis import cell_names
 from mlinfra_sdk.paths import data_dir
 from mlinfra_sdk.providers.slurm import Options, SlurmProvider, _seconds
 from mlinfra_sdk.providers.waiting import listening
@@ -232,6 +234,48 @@ def test_a_job_that_is_preempted_is_a_lost_machine_and_does_not_come_back(
         finally:
             cluster.command("scancel", other)
         it.stop()
+    until(lambda: not jobs(cluster), "the jobs to go")
+
+
+def test_a_job_that_is_preempted_saves_itself_and_its_cell_goes_on(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """Nothing but Slurm's notice makes the first job save it."""
+    jobs_of_it = tmp_path / "jobs"
+    code = f"""
+import os, time, mlinfra_sdk
+from pathlib import Path
+with open({str(jobs_of_it)!r}, "a") as log:
+    log.write(os.environ["SLURM_JOB_ID"] + "\\n")
+first = len(Path({str(jobs_of_it)!r}).read_text().split()) == 1
+state = dict(n=0)
+for step in mlinfra_sdk.checkpoint("slurm").loop(range(10**6), state=state, every="1h"):
+    if not first and step > 0:
+        break
+    state["n"] += 1
+    time.sleep(0.01)
+n = state["n"]
+"""
+    recorder = Recorder()
+    urgent = ["sbatch", "--parsable", "--partition=urgent", "--exclusive", "--wrap=sleep 3"]
+    with session() as it:
+        it.run("1")
+        (job,) = jobs(cluster)
+
+        def preempt() -> None:
+            until(jobs_of_it.exists, "the run to begin")
+            cluster.command(*urgent, "--output=/dev/null")
+
+        thread = threading.Thread(target=preempt)
+        thread.start()
+        it.execute(code, cell_names(code, {}, code), frontend=recorder, count=1).get()
+        thread.join()
+        assert it.namespace["n"] == recorder.steps[0] > 0
+        it.stop()
+    both = jobs_of_it.read_text().split()
+    assert both[0] == job and len(set(both)) == 2
+    assert "Slurm takes its node back" in recorder.text
+    assert "Slurm gave its node to a job of higher priority" in recorder.text
     until(lambda: not jobs(cluster), "the jobs to go")
 
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -180,18 +181,20 @@ def test_a_directory_that_others_can_read(box: Sshd) -> None:
         box.cache.chmod(0o700)
 
 
-def test_with_python_alone(tmp_path: Path) -> None:
-    """Neither uv nor pip, nor any command that is not everywhere."""
+@pytest.mark.parametrize("pip", [False, True])
+def test_with_python_alone(tmp_path: Path, pip: bool) -> None:
+    """No uv, nor any command that is not everywhere. Either there is no pip, or PYTHONPATH leads
+    to the same packages."""
     tools = tmp_path / "tools"
     tools.mkdir()
     for name in ("sh", "head", "mktemp", "tail", "tr", "find", "mkdir", "rm", "ls", "cat"):
         (tools / name).symlink_to(str(shutil.which(name)))
     python = tools / f"python{sys.version_info[0]}.{sys.version_info[1]}"
-    python.write_text(
-        f"#!/bin/sh\ncase $* in *'-m pip'*) exit 1 ;; esac\nexec {sys.executable} \"$@\"\n"
-    )
+    refusal = "" if pip else "case $* in *'-m pip'*) exit 1 ;; esac\n"
+    python.write_text(f'#!/bin/sh\n{refusal}exec {sys.executable} "$@"\n')
     python.chmod(0o755)
-    with running(tmp_path / "box", PATH=str(tools)) as bare, bare.known():
+    found = {"PYTHONPATH": sysconfig.get_path("purelib")} if pip else {}
+    with running(tmp_path / "box", PATH=str(tools), **found) as bare, bare.known():
         with Session(namespace={}, on="ssh:box", sync=False, env="none") as session:
             session.run("import os, sys; place = sys.prefix")
             assert session.namespace["place"].startswith(str(bare.cache))

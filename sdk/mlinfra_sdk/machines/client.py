@@ -10,6 +10,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import itertools
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from types import MappingProxyType
@@ -370,6 +371,12 @@ class AgentClient:
         future: concurrent.futures.Future[bytes] = concurrent.futures.Future()
         self._send(request.id, m.encode(request), future)
         return await asyncio.wrap_future(future)
+
+    def wait_gone(self, limit: float) -> None:
+        """Wait for so many seconds at most until the agent, which is ending, has gone."""
+        deadline = time.monotonic() + limit
+        while self.closed is None and not self.cut_off and time.monotonic() < deadline:
+            time.sleep(0.02)
 
     def close(self) -> None:
         """Close the link in good order."""

@@ -1,9 +1,10 @@
-"""When machines end by themselves: asked of their agents, put off, and put into words."""
+"""When machines end: asked of their agents, put off, brought about, and put into words."""
 
 from __future__ import annotations
 
 import concurrent.futures
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from mlinfra_sdk import paths, providers, units
@@ -42,8 +43,20 @@ def extend(known: Machine, seconds: float) -> list[End]:
     return _ask(known, m.Extend(1, seconds), list[End])
 
 
+def stop(known: Machine, reason: str) -> None:
+    """Have a machine's agent end, and tell this reason to all who have something run on it."""
+    with _connected(known) as client:
+        client.send(m.Stop(client.next_id(), reason)).result()
+
+
 def _ask(known: Machine, request: m.AnyRequest, kind: type[T]) -> T:
-    """The answer of a machine's agent, by a connection for this one request."""
+    with _connected(known) as client:
+        return client.ask(request, kind)
+
+
+@contextlib.contextmanager
+def _connected(known: Machine) -> Iterator[AgentClient]:
+    """A machine's agent, by a connection for one request."""
     if not known.handle:
         raise MlinfraError(f"The machine {known.name} is still starting.", hint="Try again later.")
     handle = Handle.from_json(known.handle)
@@ -55,7 +68,7 @@ def _ask(known: Machine, request: m.AnyRequest, kind: type[T]) -> T:
         ChunkStore(paths.data_dir() / "store"),
     )
     try:
-        return client.ask(request, kind)
+        yield client
     finally:
         client.close()
 
@@ -71,6 +84,8 @@ def _line(end: End, busy: bool) -> str:
         return f"after {left} without work" if busy else f"in {left} without work (idle)"
     if end.cause == "lease":
         return f"in {left} without a word from any client (lease)"
+    if end.cause == "preemption":
+        return f"in {left} at the latest: {end.reason}"
     if end.cause == "time":
         return f"in {left} in any case (time)"
     return f"in {left} for its money ({end.reason.partition(': ')[2]})"
@@ -87,6 +102,8 @@ def notice(end: End) -> str:
     if end.cause == "budget":
         what = end.reason.partition(": ")[2]
         return f"The machine stops in {left}: its budget is nearly spent ({what})."
+    if end.cause == "preemption":
+        return f"The machine is taken away in {left}: {end.reason}."
     why = {
         "idle": "nothing runs on it",
         "time": "its time= is over then",

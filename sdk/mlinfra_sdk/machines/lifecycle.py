@@ -14,7 +14,7 @@ import msgspec
 from mlinfra_sdk import predict, providers
 from mlinfra_sdk.errors import LedgerError, MlinfraError, NoCapacity, ProviderError
 from mlinfra_sdk.ledger import Ledger, Machine
-from mlinfra_sdk.machines import budgets, consent, market
+from mlinfra_sdk.machines import budgets, consent, ends, market
 from mlinfra_sdk.machines.claim import claimed, is_claimed
 from mlinfra_sdk.providers.base import Handle, Offer, Provider, Status
 from mlinfra_sdk.providers.waiting import beginning, listening, tell
@@ -23,6 +23,9 @@ from mlinfra_sdk.targets import AUTO
 
 _LAUNCHING = 60.0
 """Seconds after an intent in which its launch is left alone in any case."""
+
+_PARTING = 5.0
+"""Seconds that an agent has to hear that it is stopped, and why."""
 
 _CLOCKS_DIFFER = 600.0
 """Seconds that a launch is taken to last at most."""
@@ -208,9 +211,12 @@ async def stop(machine: LiveMachine, ledger: Ledger, reason: str) -> None:
 
 
 async def stop_known(known: Machine, ledger: Ledger, reason: str) -> None:
-    """End a machine that the ledger knows."""
+    """End a machine that the ledger knows. Its agent is told why first, if it can be: whoever runs
+    a cell there must not take its end for an accident and start another one."""
     handle = await _find(known)
     if handle is not None:
+        with anyio.move_on_after(_PARTING), suppress(MlinfraError, OSError):
+            await anyio.to_thread.run_sync(ends.stop, known, reason, abandon_on_cancel=True)
         await providers.of(handle).stop(handle)
         if known.started_at is None:
             ledger.machine_outlived(known.id, reason=reason)

@@ -64,14 +64,16 @@ fetch_uv() {
   find_uv
 }
 
-# The packages from an index, by what is there; else whatever the other side can send.
+# The packages from an index, by what is there; else whatever the other side can send. What lies on
+# PYTHONPATH, which a job of Slurm has from its user, pip takes for installed; the SDK does not look
+# there.
 install() {
   printf '%s' "$pins" >"$work/pins"
   if [ -n "$uv" ]; then
     "$uv" pip install --quiet --python "$work/env/bin/python" --constraint "$work/pins" \
       "$work/$wheel" >"$work/log" 2>&1 && return
   elif "$python" -m pip --python "$work/env/bin/python" --version >/dev/null 2>&1; then
-    "$python" -m pip --python "$work/env/bin/python" install --quiet --retries 1 \
+    PYTHONPATH='' "$python" -m pip --python "$work/env/bin/python" install --quiet --retries 1 \
       --constraint "$work/pins" "$work/$wheel" >"$work/log" 2>&1 && return
   fi
   ! full || fail disk

@@ -2,7 +2,8 @@
 
 Its main process becomes the agent (``worker/spawner.py``), so the container ends and is removed
 when the agent ends. A volume for each image keeps the SDK's environment and its chunk store
-between containers. Nothing else of this computer is to be seen inside.
+between containers. Nothing else of this computer is to be seen inside but an empty file, into which
+the agent writes why it ends: a container is removed with all that it knew.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 import anyio
@@ -23,15 +25,18 @@ from mlinfra_sdk.catalog import Device, Gpu, Gpus, describe_devices
 from mlinfra_sdk.errors import LinkError, ProviderError, RequestError
 from mlinfra_sdk.ledger import Price
 from mlinfra_sdk.link.wire import ProcessWire, open_process
+from mlinfra_sdk.paths import data_dir
 from mlinfra_sdk.providers.base import Capabilities, Handle, Offer, Problem, Status
 from mlinfra_sdk.providers.remote import ExecProvider, Remote
 from mlinfra_sdk.providers.waiting import runs, tell
 from mlinfra_sdk.spec import Request
-from mlinfra_sdk.worker import gpus, spawner
+from mlinfra_sdk.worker import gpus, host, spawner
+from mlinfra_sdk.worker.folder import LAST_WORDS
 
 _HOME = "/mlinfra"
 _MACHINES = f"{_HOME}/machines"
 _PIPE = "/tmp/mlinfra-agent"
+_END = "/mlinfra-end"
 _UNCLAIMED = 900
 """Seconds after which a container ends that nobody has given an agent."""
 _GRACE = 10
@@ -137,6 +142,7 @@ class ContainerProvider(ExecProvider):
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await _remove(data)
+            _end_of(key).unlink(missing_ok=True)
             raise
 
     async def _make(self, data: Mapping[str, str], key: str, request: Request) -> None:
@@ -146,8 +152,12 @@ class ContainerProvider(ExecProvider):
                 return
             tell(f"starting a container of {self._options.image}, which is pulled if need be")
             words = self._run(data["name"], key, request)
+            _end_of(key).touch(mode=0o600)
             status, _, err = await _ask_engine(data["engine"], *words)
-            if status == 0 or ("already in use" in err and await _starts(data)):
+            if status == 0:
+                os.truncate(_end_of(key), 0)  # it may tell of an earlier one of this key
+                return
+            if "already in use" in err and await _starts(data):
                 return
             if "already in use" not in err:
                 raise _failed(data["engine"], "run", status, err)
@@ -165,20 +175,22 @@ class ContainerProvider(ExecProvider):
         words += [f"--label={_KEY}={key}", f"--label={_USER}={os.getuid()}"]
         # What belongs to this machine alone lies in a volume without a name, which goes with it.
         words += [f"--volume={volume}:{_HOME}", f"--volume={_MACHINES}"]
+        words += [f"--volume={_end_of(key)}:{_END}:Z", f"--env={LAST_WORDS}={_END}"]
         if request.gpu is not None:
             words += _passed_through(self._engine, _devices(request.gpu)[1])
         main = "\n".join(spawner.script(_PIPE, _UNCLAIMED))
         return [*words, *options.extra, "--entrypoint=sh", options.image, "-c", main]
 
     async def status(self, handle: Handle) -> Status:
-        """As the engine tells; a container that has ended is removed with what it knew."""
+        """As the engine tells; why an agent ended, it has written down itself."""
         try:
             state = await _state(handle.data)
         except LinkError as error:
             return Status(True, f"it cannot be asked: {error.message}")
         if state == "running":
             return await super().status(handle)
-        return Status(False, f"its container is {state or 'gone'}")
+        told = host.recorded_end(_end_of(handle.key))
+        return told or Status(False, f"its container is {state or 'gone'}")
 
     async def stop(self, handle: Handle) -> None:
         """End the container, and with it all that it holds but its volume."""
@@ -186,6 +198,7 @@ class ContainerProvider(ExecProvider):
             grace = f"--time={_GRACE}"
             await _ask_engine(handle.data["engine"], "stop", grace, handle.data["name"])
         await _remove(handle.data)
+        _end_of(handle.key).unlink(missing_ok=True)
 
     async def list(self) -> list[Handle]:
         """Every container of ours that runs."""
@@ -198,6 +211,14 @@ class ContainerProvider(ExecProvider):
             data = {"engine": self._engine, "name": name, "home": _HOME}
             found.append(Handle(self.name, name.removeprefix("mlinfra-"), data))
         return found
+
+
+def _end_of(key: str) -> Path:
+    """The file of this computer into which the agent of a container writes why it ends. As a file
+    of its own in the container it can be made neither a link nor a pipe there."""
+    folder = data_dir() / "containers"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder / f"{key}.json"
 
 
 def _devices(wanted: Gpus) -> tuple[Gpu, list[int]]:

@@ -214,6 +214,8 @@ class ExecProvider(abc.ABC):
     capabilities: Capabilities
     options: ClassVar[type[msgspec.Struct]] = NoOptions
     argument: ClassVar[str] = ""
+    grace: ClassVar[float] = 0.0
+    """See :attr:`Config.grace`."""
 
     @abc.abstractmethod
     def remote(self, data: Mapping[str, str]) -> Remote:
@@ -254,6 +256,7 @@ class ExecProvider(abc.ABC):
                 secret=os.urandom(32),
                 store="",
                 limits=limits_of(request),
+                grace=self.grace,
                 prestart=request.env == "none",
             ),
             gpu=request.gpu,

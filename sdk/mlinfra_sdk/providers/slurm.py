@@ -127,6 +127,7 @@ class SlurmProvider(ExecProvider):
     capabilities = Capabilities(hard_stop="provider", rented=False)
     options: ClassVar[type[msgspec.Struct]] = Options
     argument: ClassVar[str] = "host"
+    grace: ClassVar[float] = _NOTICE - 2.0
 
     def __init__(self, options: Options | None = None) -> None:
         self._options = options or Options()
@@ -198,7 +199,7 @@ class SlurmProvider(ExecProvider):
                 job = first
         try:
             await _until_running(login, job)
-            data = {"host": self._options.host, "job": job, "pipe": _pipe(key)}
+            data = {"host": self._options.host, "job": job, "pipe": _pipe(key, job)}
             return await self.start_agent(
                 data,
                 request,
@@ -239,7 +240,7 @@ class SlurmProvider(ExecProvider):
         self, login: Remote, request: Request, key: str, gres: tuple[_Gres, int] | None
     ) -> str:
         arguments = [*self._arguments(request, gres), f"--comment={key}", "--parsable"]
-        lines = spawner.script(_pipe(key), _UNCLAIMED)
+        lines = spawner.script(_pipe(key, "$SLURM_JOB_ID"), _UNCLAIMED)
         command = f"printf '%s\\n' {shlex.join(lines)} | {shlex.join(['sbatch', *arguments])} 2>&1"
         said = await shell(login, command)
         # Job submission plug-ins may say more before it.
@@ -314,7 +315,7 @@ class SlurmProvider(ExecProvider):
         return [self._handle(key, job, data or {}) for key, job in jobs.items()]
 
     def _handle(self, key: str, job: str, data: Mapping[str, str]) -> Handle:
-        own = {"host": self._options.host, "job": job, "pipe": _pipe(key)}
+        own = {"host": self._options.host, "job": job, "pipe": _pipe(key, job)}
         return Handle(self.name, key, {**own, **data})
 
 
@@ -322,9 +323,10 @@ def _login(host: str) -> Remote:
     return SshRemote(host) if host else _Here()
 
 
-def _pipe(key: str) -> str:
-    """On the node's own disk. Nobody can guess the key, so nobody else has made it."""
-    return f"/tmp/mlinfra-{key}"
+def _pipe(key: str, job: str) -> str:
+    """On the node's own disk. Nobody can guess the key, so nobody else has made it; two jobs of
+    one key, of which one is going to be cancelled, may meet there."""
+    return f"/tmp/mlinfra-{key}-{job}"
 
 
 async def _jobs(login: Remote) -> dict[str, str]:
@@ -400,6 +402,9 @@ async def _cancel(login: Remote, job: str) -> None:
     """End a job and wait until it is over. No error for one that is."""
     if not job:
         return
+    # What cancels a job sends SIGTERM, which would be an agent's notice of a preemption.
+    if (await _state(login, job))[0] == "RUNNING":
+        await shell(login, f"scancel --batch --signal=INT {job} 2>/dev/null || true")
     await shell(login, f"scancel {job} 2>/dev/null || true")
     while (await _state(login, job))[0] in (*_WAITING, "RUNNING", "COMPLETING", "SUSPENDED"):
         await anyio.sleep(0.2)

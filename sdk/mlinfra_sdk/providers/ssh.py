@@ -200,6 +200,7 @@ class SshProvider(ExecProvider):
     capabilities = Capabilities(hard_stop="worker", rented=False)
     options: ClassVar[type[msgspec.Struct]] = Options
     argument: ClassVar[str] = "host"
+    grace: ClassVar[float] = 25.0
 
     def __init__(self, options: Options | None = None) -> None:
         self._options = options or Options()

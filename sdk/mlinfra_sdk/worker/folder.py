@@ -38,6 +38,9 @@ class Config(msgspec.Struct):
     shared_fs: bool = False
     cwd: str = ""
     journal_limit: int = LIMIT
+    grace: float = 0.0
+    """Seconds between SIGTERM and the end of everything where that signal says that the machine is
+    taken away; 0: it only says that the agent shall end."""
     prestart: bool = True
     """Whether the first kernel will have the agent's own packages, and can be started at once."""
     host: str = ""

@@ -42,6 +42,8 @@ from mlinfra_sdk.worker.folder import (
 
 _OF_ONE_AGENT = ("pid", "config", SOCKET, READY, ENDED, ENVIRONMENT)
 _STOP_PATIENCE = 5.0
+_RECORD = 1 << 16
+"""Bytes that the record of an end has at most."""
 KEPT = b"k"
 _KEPT_PATIENCE = 60.0
 
@@ -65,15 +67,28 @@ class Status(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, ended_at=ended_at, now=None)
 
 
+class _Ended(msgspec.Struct, frozen=True):
+    """What :func:`record_end` writes."""
+
+    reason: str
+    at: float
+    seconds: float | None = None
+
+
 def status(folder: Path) -> Status:
     """Whether the agent's process lives."""
     if _agent_process(folder) is not None:
         return Status(True)
-    with suppress(OSError, msgspec.DecodeError):
-        ended = msgspec.json.decode((folder / ENDED).read_bytes())
-        reason, at, seconds = str(ended["reason"]), float(ended["at"]), ended.get("seconds")
-        return Status(False, reason, at, time.time(), seconds)
-    return Status(False, "its process is gone")
+    return recorded_end(folder / ENDED) or Status(False, "its process is gone")
+
+
+def recorded_end(path: Path) -> Status | None:
+    """What an agent has written down at its end; None if it had no time to."""
+    with suppress(OSError, msgspec.MsgspecError):
+        with open(path, "rb") as file:
+            ended = msgspec.json.decode(file.read(_RECORD), type=_Ended)
+        return Status(False, ended.reason, ended.at, time.time(), ended.seconds)
+    return None
 
 
 def living(machines: Path) -> list[Path]:
@@ -207,10 +222,10 @@ def _agent_process(folder: Path) -> psutil.Process | None:
 
 
 def _end(process: psutil.Process) -> None:
-    """End an agent and all that it started."""
+    """End an agent and all that it started. SIGTERM may be its notice of a preemption."""
     with suppress(psutil.NoSuchProcess):
         family = [process, *process.children(recursive=True)]
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
         _, left = psutil.wait_procs(family, timeout=_STOP_PATIENCE)
         for survivor in left:
             with suppress(psutil.NoSuchProcess):

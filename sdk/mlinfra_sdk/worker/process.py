@@ -6,7 +6,6 @@ import logging
 import os
 import select
 import shutil
-import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -18,11 +17,10 @@ from mlinfra_sdk._version import __version__
 from mlinfra_sdk.link.server import LinkServer, serve
 from mlinfra_sdk.link.wire import serve_unix
 from mlinfra_sdk.objects.compression import FEATURE
-from mlinfra_sdk.worker import activity, upkeep
+from mlinfra_sdk.worker import activity, preemption, upkeep
 from mlinfra_sdk.worker.agent import Agent
 from mlinfra_sdk.worker.folder import SOCKET, Config, load_config, record_end
 from mlinfra_sdk.worker.host import Host
-from mlinfra_sdk.worker.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +43,10 @@ async def run(folder: Path, config: Config, announce: Callable[[], None]) -> str
 
         async with serve(config.secret, agent.on_session, features=[FEATURE], info=info) as server:
             tasks.start_soon(listen, server)
-            tasks.start_soon(_obey_signals, agent.watchdog)
             watchdog = agent.watchdog
+            tasks.start_soon(preemption.obey_signals, watchdog, config.grace)
+            if config.grace:
+                tasks.start_soon(preemption.watch, watchdog)
             tasks.start_soon(agent.monitor.watch)
             tasks.start_soon(activity.watch, lambda: watchdog.idle_seconds, watchdog.worked)
             if not config.shared_fs:  # a shared store is in its client's care
@@ -66,12 +66,6 @@ async def run(folder: Path, config: Config, announce: Callable[[], None]) -> str
         shutil.rmtree(folder, ignore_errors=True)
     record_end(folder, reason, agent.watchdog.uptime)
     return reason
-
-
-async def _obey_signals(watchdog: Watchdog) -> None:
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for _ in signals:
-            watchdog.end("stopped")
 
 
 def main() -> None:

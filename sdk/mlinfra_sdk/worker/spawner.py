@@ -23,14 +23,16 @@ _PATIENCE = 60.0
 
 def script(pipe: str, patience: int) -> list[str]:
     """The lines of a script for ``sh`` that runs what it is told through the pipe, and nothing if
-    that does not come within so many seconds."""
-    name = shlex.quote(pipe)
+    that does not come within so many seconds. Variables in the name of the pipe are the
+    script's."""
     return [
         "#!/bin/sh",
         "umask 077",
-        f"mkfifo {name} || exit 1",
-        f"command=$(timeout {patience} head -n 1 {name})",
-        f"rm -f {name}",
+        f'pipe="{pipe}"',
+        'mkfifo "$pipe" || exit 1',
+        "trap 'rm -f \"$pipe\"; exit 1' INT TERM",
+        f'command=$(timeout {patience} head -n 1 "$pipe")',
+        'rm -f "$pipe"',
         'eval "$command"',
     ]
 

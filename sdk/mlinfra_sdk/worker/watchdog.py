@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +34,8 @@ class Limits(msgspec.Struct, frozen=True):
 
 class End(msgspec.Struct, frozen=True):
     """One of a machine's ends: ``seconds`` from now, unless something postpones it. ``cause`` is
-    ``idle``, ``time``, ``lease`` or ``budget``, ``reason`` what the ledger will say."""
+    ``idle``, ``time``, ``lease``, ``budget`` or ``preemption``, which nothing postpones; ``reason``
+    is what the ledger will say."""
 
     cause: str
     seconds: float
@@ -82,6 +84,8 @@ class Watchdog:
         self._paid = None if limits.paid is None else now + limits.paid
         self._paid_for = limits.paid or 0.0
         """Seconds for which the budgets paid when they last paid for more."""
+        self._taken: tuple[float, str] | None = None
+        """When somebody else ends the machine, and why."""
         self._notices: list[Callable[[End], None]] = []
         self._told: set[str] = set()
         """The causes of the ends of which notice was given."""
@@ -134,6 +138,14 @@ class Watchdog:
         if self._limits.time is not None and self._limits.time < at_least:
             self._limits = msgspec.structs.replace(self._limits, time=at_least)
 
+    def taken_away(self, seconds: float, reason: str) -> None:
+        """Somebody else ends the machine in so many seconds: those are told at once who want to
+        know of ends, and what runs may go on until then. A machine without work ends now."""
+        at = time.monotonic() + seconds
+        if self._taken is None or at < self._taken[0]:
+            self._taken = at, reason
+        self._check()
+
     def when_ending(self, tell: Callable[[End], None]) -> None:
         """Call ``tell`` once when an end comes near (:data:`NOTICE`), and again if it was postponed
         since and comes near again."""
@@ -155,6 +167,9 @@ class Watchdog:
         if self._paid is not None:
             reason = f"{OF_BUDGET}: {limits.budget}"
             found.append(End("budget", self._paid - now, reason))
+        if self._taken is not None:
+            at, reason = self._taken
+            found.append(End("preemption", at - now, reason))
         return sorted(found, key=lambda end: end.seconds)
 
     def end(self, reason: str) -> None:
@@ -181,6 +196,8 @@ class Watchdog:
             self.end(ends[0].reason)
         elif not self._folder.exists():
             self.end("its directory was deleted")
+        elif self._taken is not None and not self._busy():
+            self.end(self._taken[1])  # a cell that would come now were lost with it
         else:
             self._give_notice(ends)
 
@@ -193,6 +210,8 @@ class Watchdog:
         self._told = set(near)
 
     def _notice(self, cause: str) -> float:
+        if cause == "preemption":
+            return math.inf
         limits = self._limits
         whole = {
             "idle": limits.idle,

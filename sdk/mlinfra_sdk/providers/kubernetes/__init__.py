@@ -107,6 +107,7 @@ class KubernetesProvider(ExecProvider):
     capabilities = Capabilities(hard_stop="provider")
     options: ClassVar[type[msgspec.Struct]] = Options
     argument: ClassVar[str] = "context"
+    grace: ClassVar[float] = pods.GRACE - 2.0
 
     def __init__(self, options: Options | None = None) -> None:
         self._options = options or Options()

@@ -22,7 +22,8 @@ HOME = "/mlinfra"
 KEY, USER, MANAGER = "mlinfra-key", "mlinfra-user", "app.kubernetes.io/managed-by"
 _UNCLAIMED = 900
 """Seconds after which a pod ends that nobody has given an agent."""
-_GRACE = 15
+GRACE = 30
+"""Seconds that a pod has to end after it was told to: Kubernetes' own default."""
 _TOLERATION = re.compile(r"(?P<key>[^=:]+)(=(?P<value>[^:]*))?(:(?P<effect>\w+))?")
 _EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 _HOPELESS = {
@@ -100,7 +101,7 @@ def manifest(wanted: Wanted) -> dict[str, Any]:
     spec: dict[str, Any] = {
         "restartPolicy": "Never",
         "activeDeadlineSeconds": wanted.seconds,
-        "terminationGracePeriodSeconds": _GRACE,
+        "terminationGracePeriodSeconds": GRACE,
         "enableServiceLinks": False,
         "nodeSelector": dict(wanted.node_selector),
         "tolerations": tolerations,

@@ -53,13 +53,15 @@ _GUARD = Path(__file__).parent.with_name("guard.sh")
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of a target: ``infra`` as SkyPilot writes it (``aws``, ``gcp/us-central1``, ``slurm/hpc``;
     without it all that are enabled compete), ``clouds`` whose packages SkyPilot is to have besides,
-    ``spot`` machines, ``cpus`` and ``memory`` (GiB) as SkyPilot writes them (``8+``), ``disk`` in
-    GB, ``image`` (SkyPilot's ``image_id``), and ``without_autodown`` to allow clouds where a
-    machine does not turn itself off."""
+    ``spot`` machines, ``on_demand`` to take others where no spot one is to be had, ``cpus`` and
+    ``memory`` (GiB) as SkyPilot writes them (``8+``), ``disk`` in GB, ``image`` (SkyPilot's
+    ``image_id``), and ``without_autodown`` to allow clouds where a machine does not turn itself
+    off."""
 
     infra: str = ""
     clouds: tuple[str, ...] = ()
     spot: bool = False
+    on_demand: bool = False
     cpus: str = ""
     memory: str = ""
     disk: int = 0
@@ -100,6 +102,7 @@ class SkyProvider(ExecProvider):
     name: ClassVar[str] = "sky"
     options: ClassVar[type[msgspec.Struct]] = Options
     argument: ClassVar[str] = "infra"
+    grace: ClassVar[float] = 25.0
 
     def __init__(self, options: Options | None = None) -> None:
         self._options = options or Options()
@@ -148,16 +151,21 @@ class SkyProvider(ExecProvider):
         if request.gpu and not any(wishes):
             raise RequestError(f"SkyPilot has no gpu={request.gpu}.")
         await self._prepare()
-        found = await self._have(
-            "offers",
-            wishes=[wish for wish in wishes if wish or not request.gpu],
-            resources=self._resources(),
-            most=_MOST,
-        )
-        candidates = [msgspec.convert(one, _Candidate) for one in found["candidates"]]
+        candidates: list[_Candidate] = []
+        why = ""
+        options = self._options
+        for spot in [True, False] if options.spot and options.on_demand else [options.spot]:
+            found = await self._have(
+                "offers",
+                wishes=[wish for wish in wishes if wish or not request.gpu],
+                resources=self._resources(spot),
+                most=_MOST,
+            )
+            candidates += [msgspec.convert(one, _Candidate) for one in found["candidates"]]
+            why = why or found["why"]
         chosen = [one for one in candidates if one.autodown or self._options.without_autodown]
         if not chosen:
-            raise self._nothing(request, candidates, found["why"])
+            raise self._nothing(request, candidates, why)
         return [self._offer(one, request) for one in chosen]
 
     def _nothing(self, request: Request, candidates: list[_Candidate], why: str) -> RequestError:
@@ -194,15 +202,16 @@ class SkyProvider(ExecProvider):
                 "instance": one.instance,
                 "accelerator": one.accelerator,
                 "autodown": "yes" if one.autodown else "",
+                "spot": "yes" if one.spot else "",
             },
         )
 
-    def _resources(self) -> dict[str, Any]:
+    def _resources(self, spot: bool) -> dict[str, Any]:
         """What all requests of this target ask of SkyPilot."""
         options = self._options
         given = {
             "infra": options.infra,
-            "use_spot": options.spot,
+            "use_spot": spot,
             "cpus": options.cpus,
             "memory": options.memory,
             "disk_size": options.disk,
@@ -212,7 +221,7 @@ class SkyProvider(ExecProvider):
 
     def _task(self, offer: Offer, request: Request, key: str) -> dict[str, Any]:
         """A task of SkyPilot, as its YAML files say it."""
-        resources = self._resources() | {"infra": offer.data["infra"]}
+        resources = self._resources(bool(offer.data["spot"])) | {"infra": offer.data["infra"]}
         if offer.data["autodown"]:
             end = {"idle_minutes": _AUTODOWN_MINUTES, "down": True, "wait_for": "jobs"}
             resources["autostop"] = end
