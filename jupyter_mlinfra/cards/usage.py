@@ -18,8 +18,7 @@ def live_facts(state: RunState) -> list[str]:
     speed = state.speed()
     if speed is not None:
         meter, rate = speed
-        of = f"/{meter.total:g}" if meter.total else ""
-        facts.append(f"{meter.done:g}{of} {meter.unit} · {_number(rate)} {meter.unit}/s")
+        facts.append(f"{meter} · {_number(rate)} {meter.unit}/s")
     if state.readings:
         reading = state.readings[-1]
         busy = [gpu.busy for gpu in reading.gpus if gpu.busy is not None]

@@ -87,7 +87,8 @@ def show_runs(runs: list[tuple[str, RunInfo]]) -> None:
         state = info.status if info.ended else f"{info.status} for"
         what = f"{info.label or info.run}  on {machine}  {state} {units.format_duration(seconds)}"
         where = f"  from {info.notebook}" if info.notebook else ""
-        print(f"{what}  {info.messages} messages{where}  {info.title}")
+        progress = f"  {info.progress}" if info.progress is not None else ""
+        print(f"{what}{progress}  {info.messages} messages{where}  {info.title}")
 
 
 def show_moves(moves: list[Move]) -> None:

@@ -152,6 +152,17 @@ class Machine(msgspec.Struct, kw_only=True):
     """The command that opens a shell on it in a terminal of this server."""
 
 
+class Progress(msgspec.Struct):
+    """The outermost loop of a run: ``done`` of ``total`` (0: not known) units. ``left``: seconds to
+    its end at its mean speed until now, None if that cannot be told."""
+
+    label: str
+    unit: str
+    done: float
+    total: float
+    left: float | None
+
+
 class Run(msgspec.Struct, kw_only=True):
     """A run. ``live``: its machine still has it, so it can be attached or cancelled."""
 
@@ -173,6 +184,7 @@ class Run(msgspec.Struct, kw_only=True):
     live: bool = False
     followed: bool = False
     messages: int = 0
+    progress: Progress | None = None
 
 
 class Spent(msgspec.Struct, kw_only=True):

@@ -16,7 +16,7 @@ from mlinfra_sdk.ledger import Run as RunRecord
 from mlinfra_sdk.machines import claim
 from mlinfra_sdk.worker.messages import RunInfo
 
-from .messages import End, Machine, Run
+from .messages import End, Machine, Progress, Run
 from .observers import Observer, Observers
 
 _RECENT = 500
@@ -187,6 +187,9 @@ def _add(run: Run, info: RunInfo) -> None:
     run.status = info.status
     run.followed = info.followed
     run.messages = info.messages
+    loop = info.progress
+    if loop is not None:
+        run.progress = Progress(loop.label, loop.unit, loop.done, loop.total, loop.left)
     if info.ended:
         run.seconds = info.ended - info.started
 

@@ -24,6 +24,17 @@ export function duration(seconds: number): string {
   return `${Math.floor(whole / 86400)}d${Math.floor(whole / 3600) % 24}h`;
 }
 
+/** `12/50 it`; `12 it` where the end is not known. */
+export function counted(loop: {
+  readonly done: number;
+  readonly total: number;
+  readonly unit: string;
+}): string {
+  const number = (value: number) => String(Number(value.toPrecision(10)));
+  const of = loop.total > 0 ? `/${number(loop.total)}` : '';
+  return `${number(loop.done)}${of} ${loop.unit}`;
+}
+
 /** Bytes as `3.2 GB`. */
 export function size(bytes: number): string {
   const units = ['B', 'kB', 'MB', 'GB', 'TB'];

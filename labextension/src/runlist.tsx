@@ -3,9 +3,9 @@
 import { closeIcon, downloadIcon, listIcon } from '@jupyterlab/ui-components';
 import * as React from 'react';
 
-import { basename, duration, usd } from './format';
+import { basename, counted, duration, usd } from './format';
 import { Notebook } from './machines';
-import type { IPage, IRun } from './state';
+import type { IPage, IProgress, IRun } from './state';
 import { Action, Empty, useLatest, useNow, type IPanelProps } from './view';
 
 const PAGE = 100;
@@ -45,7 +45,7 @@ export function RunList(props: IPanelProps): React.JSX.Element {
       {earlier.length > 0 && (
         <ul className="mlinfra-list" aria-label={trans.__('Earlier runs')}>
           {earlier.map(run => (
-            <Past key={run.id} {...props} run={run} />
+            <Past key={run.id} run={run} />
           ))}
         </ul>
       )}
@@ -132,6 +132,7 @@ function Run(
         </span>
         <span>{trans.__('on %1', run.machine)}</span>
       </div>
+      {run.progress && <Progress {...props} progress={run.progress} />}
       {run.title && <code className="mlinfra-title">{run.title}</code>}
       <Notebook {...props} path={run.path} notebook={run.notebook} />
       {run.live && (
@@ -173,6 +174,30 @@ function Run(
   );
 }
 
+/** How far the run's outermost loop is, as a bar where its end is known. */
+function Progress(
+  props: IPanelProps & { progress: IProgress }
+): React.JSX.Element {
+  const { trans, progress } = props;
+  const { label, done, total, left } = progress;
+  return (
+    <div className="mlinfra-progress">
+      {total > 0 && (
+        <progress
+          max={total}
+          value={done}
+          aria-label={label || trans.__('Progress')}
+        />
+      )}
+      <span className="mlinfra-faint">
+        {label && `${label}: `}
+        {counted(progress)}
+        {left !== null && ` · ${trans.__('about %1 left', duration(left))}`}
+      </span>
+    </div>
+  );
+}
+
 function words({ trans }: IPanelProps, run: IRun): string {
   if (run.seconds !== null) {
     return trans.__('%1, not collected', run.status);
@@ -185,22 +210,23 @@ function words({ trans }: IPanelProps, run: IRun): string {
     : trans.__('runs, detached');
 }
 
-function Past(props: IPanelProps & { run: IRun }): React.JSX.Element {
+/** Made once: it costs more than all else in a row. */
+const WHEN = new Intl.DateTimeFormat(undefined, {
+  dateStyle: 'short',
+  timeStyle: 'short'
+});
+
+/** Drawn anew only when its run has changed: there may be a thousand of them. */
+const Past = React.memo(function Past(props: { run: IRun }): React.JSX.Element {
   const { run } = props;
-  const when = new Date(1000 * run.opened_at);
   const place = run.notebook ? basename(run.notebook) : run.kind;
   return (
     <li className="mlinfra-past" data-status={run.status} title={run.machine}>
-      <span className="mlinfra-faint">
-        {when.toLocaleString(undefined, {
-          dateStyle: 'short',
-          timeStyle: 'short'
-        })}
-      </span>
+      <span className="mlinfra-faint">{WHEN.format(1000 * run.opened_at)}</span>
       <span className="mlinfra-place">{place}</span>
       <span>{run.status}</span>
       <span>{duration(run.seconds ?? 0)}</span>
       <span>{run.usd === null ? '?' : usd(run.usd)}</span>
     </li>
   );
-}
+});

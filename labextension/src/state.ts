@@ -48,6 +48,15 @@ export interface IMachine {
   readonly shell: string;
 }
 
+/** A run's outermost loop; `total` is 0 and `left` (seconds) null where nobody knows. */
+export interface IProgress {
+  readonly label: string;
+  readonly unit: string;
+  readonly done: number;
+  readonly total: number;
+  readonly left: number | null;
+}
+
 export interface IRun {
   readonly id: string;
   readonly name: string;
@@ -64,6 +73,7 @@ export interface IRun {
   readonly usd: number | null;
   readonly live: boolean;
   readonly followed: boolean;
+  readonly progress: IProgress | null;
 }
 
 export interface ISpent {

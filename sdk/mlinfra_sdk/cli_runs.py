@@ -161,6 +161,9 @@ def _as_json(session: Session, info: RunInfo) -> dict[str, Any]:
         "ended_at": info.ended or None,
         "messages": info.messages,
         "followed": info.followed,
+        "progress": None
+        if (loop := info.progress) is None
+        else {"done": loop.done, "total": loop.total or None, "unit": loop.unit, "left": loop.left},
         "notebook": info.notebook,
         "title": info.title,
     }
@@ -169,7 +172,8 @@ def _as_json(session: Session, info: RunInfo) -> dict[str, Any]:
 def _show(found: list[tuple[Session, RunInfo]]) -> None:
     from rich.table import Table
 
-    table = Table("run", "id", "on", "state", "time", "from", "code", box=None, pad_edge=False)
+    heads = ("run", "id", "on", "state", "time", "progress", "from", "code")
+    table = Table(*heads, box=None, pad_edge=False)
     for session, info in found:
         table.add_row(
             info.label or "-",
@@ -177,6 +181,7 @@ def _show(found: list[tuple[Session, RunInfo]]) -> None:
             session.machine.name if session.machine else "",
             info.status,
             format_duration((info.ended or time.time()) - info.started),
+            str(info.progress or "-"),
             Path(info.notebook).name or "-",
             info.title,
         )

@@ -7,7 +7,12 @@ import {
   changesOf,
   isOverruled
 } from '../../lib/labextension/src/form.js';
-import { duration, size, usd } from '../../lib/labextension/src/format.js';
+import {
+  counted,
+  duration,
+  size,
+  usd
+} from '../../lib/labextension/src/format.js';
 import {
   choiceOf,
   readChoice,
@@ -89,6 +94,13 @@ const machine = {
   ]
 };
 const state = { now: 100, spent: { usd_today: 2, usd_per_hour: 3.6 } };
+
+test('how far a loop is', () => {
+  const loop = { done: 12, total: 50, unit: 'it' };
+  assert.equal(counted(loop), '12/50 it');
+  assert.equal(counted({ ...loop, done: 1234567, total: 0 }), '1234567 it');
+  assert.equal(counted({ done: 0.3 - 0.1, total: 1, unit: 'h' }), '0.2/1 h');
+});
 
 test('costs tick while machines run, and never backwards', () => {
   assert.equal(costAt(machine, state, 110), 1.01);

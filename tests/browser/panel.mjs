@@ -30,6 +30,13 @@ await withNotebook(NOTEBOOK, async notebook => {
   await notebook.run(DETACHED);
   const run = side.locator('.mlinfra-item[data-status="running"]');
   await run.getByText('train', { exact: true }).waitFor();
+  await run.getByText(/^epochs: 1\/3 it · about \d+s left$/).waitFor();
+  assert.equal(
+    await run
+      .getByRole('progressbar', { name: 'epochs' })
+      .evaluate(bar => bar.position.toFixed(2)),
+    '0.33'
+  );
   const machine = side.locator('.mlinfra-item[data-state="running"]').first();
   await machine.getByText(/up \d+s/).waitFor();
   await machine.locator('.mlinfra-sparkline').waitFor();

@@ -166,10 +166,12 @@ def test_pages_of_runs_join_without_gap_or_overlap(here: Served) -> None:
 SCRIPT = """
 import sys, time
 from pathlib import Path
+import mlinfra_sdk
 print("begun", flush=True)
 print("\\x1b[31mred\\x1b[0m", flush=True)
-while not Path(sys.argv[1]).exists():
-    time.sleep(0.05)
+for step in mlinfra_sdk.track(range(4), label="epochs"):
+    while step and not Path(sys.argv[1]).exists():
+        time.sleep(0.05)
 print("ended", flush=True)
 """
 
@@ -200,6 +202,13 @@ def test_a_machine_and_its_run(here: Served, tmp_path: Path) -> None:
         assert first["text"].startswith("begun\nred\n") and not first["ended"]
         assert here.get(f"runs/{run['id']}/log", after=first["next"])["text"] == ""
 
+        progress = next(
+            it["runs"][0]["progress"] for it in states if it["runs"][0]["progress"] is not None
+        )
+        assert progress.pop("left") > 0
+        assert progress == {"label": "epochs", "unit": "it", "done": 1, "total": 4}
+        assert "1/4 it" in here.mlinfra("runs").stdout
+
         here.post(f"machines/{machine['id']}/extend", {"seconds": 7000})
         assert next(it for it in states if it["machines"] and _idle_end(it) > time.time() + 6000)
         shown = json.dumps([machine, run, *map(here.get, ("state", "machines", "runs"))])
@@ -212,6 +221,7 @@ def test_a_machine_and_its_run(here: Served, tmp_path: Path) -> None:
         ended = next(
             it["runs"][0] for it in states if it["runs"] and it["runs"][0]["status"] != "running"
         )
+        assert ended["progress"] is None
         assert ended["status"] == "error" and ended["live"]  # a script's exit status of 130
         assert "KeyboardInterrupt" in log()["text"]
         assert here.post(f"runs/{run['id']}/cancel") == {"message": "work is discarded."}

@@ -10,7 +10,7 @@ import textwrap
 import pytest
 
 from mlinfra_sdk import track
-from mlinfra_sdk.meters import meters
+from mlinfra_sdk.meters import Meter, meters, outermost
 
 
 def printed(code: str) -> list[dict[str, object]]:
@@ -76,6 +76,25 @@ def test_track_counts_samples_of_what_has_been_worked_on() -> None:
     assert meters.read() == []
     with pytest.raises(ValueError, match="above 0"):
         next(track([1], samples=0))
+
+
+def test_the_outermost_loop_and_what_is_left_of_it() -> None:
+    meters.begin()
+    outer, inner = track(range(4)), track(range(9))
+    next(outer)
+    next(inner)
+    assert [str(it) for it in meters.read()] == ["0/4 it", "0/9 it"]
+    found = outermost(meters.read())
+    assert found is not None and found.total == 4 and found.left is None
+    outer.close()
+    found = outermost(meters.read())
+    assert found is not None and found.total == 9
+    inner.close()
+    assert outermost(meters.read()) is None
+    half = Meter(1, "", "steps", done=1_000_000, total=2_000_000, seconds=60.0, source="track")
+    assert half.left == 60.0 and str(half) == "1000000/2000000 steps"
+    endless = Meter(1, "", "it", done=3, total=0, seconds=60.0, source="track")
+    assert endless.left is None and str(endless) == "3 it"
 
 
 def test_an_iterable_without_length_and_an_error_in_the_loop() -> None:

@@ -7,6 +7,6 @@ their callbacks (``libraries.py``). What has neither is counted by :func:`track`
 """
 
 from .imports import watch
-from .loops import Meter, Meters, meters, track
+from .loops import Meter, Meters, meters, outermost, track
 
-__all__ = ["Meter", "Meters", "meters", "track", "watch"]
+__all__ = ["Meter", "Meters", "meters", "outermost", "track", "watch"]

@@ -33,6 +33,18 @@ class Meter(msgspec.Struct, omit_defaults=True):
     ended: bool = False
     nested: bool = False
 
+    def __str__(self) -> str:
+        """``12/50 it``."""
+        of = f"/{self.total:.10g}" if self.total else ""
+        return f"{self.done:.10g}{of} {self.unit}"
+
+    @property
+    def left(self) -> float | None:
+        """Seconds to its end at its mean speed until now; None if that cannot be told."""
+        if not 0 < self.done <= self.total:
+            return None
+        return self.seconds * (self.total - self.done) / self.done
+
 
 class Tracked:
     """The count of a loop of which we are told: by :func:`track`, or by a library's own calls."""
@@ -190,6 +202,11 @@ def track(
             tracked.count += 1
     finally:
         meters.tracked_to_end(key)
+
+
+def outermost(found: Iterable[Meter]) -> Meter | None:
+    """Of loops in the order of their beginnings, the one under way that is in no other."""
+    return next((meter for meter in found if not meter.ended), None)
 
 
 def open_bars() -> list[Any]:

@@ -13,6 +13,7 @@ import msgspec
 
 from mlinfra_sdk.datasets.cache import Entry
 from mlinfra_sdk.datasets.local import File
+from mlinfra_sdk.meters import Meter
 from mlinfra_sdk.worker.recipe import Recipe
 from mlinfra_sdk.worker.usage import Usage
 from mlinfra_sdk.worker.watchdog import End
@@ -412,6 +413,8 @@ class RunInfo(msgspec.Struct, omit_defaults=True):
     ledger: int = 0
     generation: int = 0
     """Which process of its kernel it was given to."""
+    progress: Meter | None = None
+    """Its outermost loop that is under way."""
 
 
 class AgentInfo(msgspec.Struct, omit_defaults=True):

@@ -12,7 +12,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from mlinfra_sdk.meters import Meter
+from mlinfra_sdk.meters import Meter, outermost
 from mlinfra_sdk.worker.kernel_host import KernelHost
 from mlinfra_sdk.worker.messages import METRICS, USAGE, Record
 from mlinfra_sdk.worker.readings import Probe, cores_here
@@ -41,10 +41,13 @@ class Monitor:
         watched = self._watched.get(run)
         if watched is not None:
             watched.meters = msgspec.json.decode(content, type=dict[str, list[Meter]])["meters"]
+            watched.run.info.progress = outermost(watched.meters)
 
     def ended(self, run: str) -> Record | None:
         """A run is over: what it has used, if it was looked at."""
         watched = self._watched.pop(run, None)
+        if watched is not None:
+            watched.run.info.progress = None
         if watched is None or (watched.sums is None and not watched.meters):
             return None
         sums = watched.sums or Sums(cores_here())
