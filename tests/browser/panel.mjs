@@ -5,7 +5,7 @@ import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { withNotebook } from './lab.mjs';
 
-const { APP, FOLDER, NOTEBOOK } = process.env;
+const { APP, FOLDER, NOTEBOOK, SCREENSHOTS } = process.env;
 const [SETUP, DETACHED, EMPTY] = Array(3).keys();
 
 await withNotebook(NOTEBOOK, async notebook => {
@@ -43,6 +43,9 @@ await withNotebook(NOTEBOOK, async notebook => {
   if (APP === 'lab') {
     await status.getByText('1 machine · $0.00/h').waitFor();
   }
+  if (APP === 'lab') {
+    await picture(notebook, side);
+  }
   await run.getByRole('button', { name: 'Show what train has' }).click();
   const log = page.getByRole('log');
   await log.getByText('begun').waitFor();
@@ -67,6 +70,25 @@ await withNotebook(NOTEBOOK, async notebook => {
   await side.locator('.mlinfra-past').first().waitFor();
   await notebook.screenshots(`panel-after-${APP}`);
 });
+
+/** The picture of the side bar in the README, a bit wider than it is at first. */
+async function picture(notebook, side) {
+  const { page } = notebook;
+  const before = page.viewportSize();
+  await page.setViewportSize({ ...before, height: 960 });
+  const { x, y, width, height } = await side.boundingBox();
+  const [edge, middle] = [x + width + 2, y + height / 2];
+  await page.mouse.move(edge, middle);
+  await page.mouse.down();
+  await page.mouse.move(edge + 90, middle, { steps: 3 });
+  await page.mouse.up();
+  for (const theme of ['Dark', 'Light']) {
+    await notebook.theme(theme);
+    const path = join(SCREENSHOTS, `side-bar-${theme.toLowerCase()}.png`);
+    await side.screenshot({ path });
+  }
+  await page.setViewportSize(before);
+}
 
 /** A terminal of the lab is a shell on the machine. */
 async function enter(notebook, machine) {
