@@ -15,6 +15,7 @@ import {
 } from '@jupyterlab/translation';
 import type { Widget } from '@lumino/widgets';
 
+import { type Api, IApi } from './api';
 import { RunCard } from './card';
 import { factsOf, MIME_TYPE, type IFacts } from './facts';
 import { attach, execute, LOAD, type NotebookPanel } from './notebooks';
@@ -27,14 +28,20 @@ const plugin: JupyterFrontEndPlugin<void> = {
   description: 'Attaches and cancels runs from their cards, tells their end.',
   autoStart: true,
   requires: [IRenderMimeRegistry],
-  optional: [ITranslator],
+  optional: [IApi, ITranslator],
   activate: (
     app: JupyterFrontEnd,
     rendermime: IRenderMimeRegistry,
+    api: Api | null,
     translator: ITranslator | null
   ) => {
     const trans = (translator ?? nullTranslator).load('jupyter-mlinfra');
     const runs = new Runs();
+    api?.changed.connect(() => {
+      if (api.state) {
+        runs.told(new Set(api.state.machines.map(it => it.name)));
+      }
+    });
     const known = new WeakSet<ISessionContext>();
     rendermime.addFactory({
       safe: true,

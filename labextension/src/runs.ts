@@ -59,9 +59,24 @@ export class Runs {
     const { machine, run, stops } = facts;
     const latest = this._machines.get(machine);
     const later = latest?.kernel === '' && (latest.stops ?? 0) < (stops ?? 0);
-    if (machine && stops && (!latest || later)) {
+    const gone = this._told !== null && !this._told.has(machine);
+    if (machine && stops && !gone && (!latest || later)) {
       this._machines.set(machine, { kernel: '', run, stops });
       this._changed.emit(undefined);
+    }
+  }
+
+  /** The server tells which machines there are: one that was stopped from elsewhere, or that is
+   * only in an old card, counts down no longer. One that only its kernel knows may be there. */
+  told(machines: ReadonlySet<string>): void {
+    const before = this._told;
+    this._told = machines;
+    for (const [name, latest] of this._machines) {
+      const known = latest.kernel === '' || before?.has(name);
+      if (latest.stops && known && !machines.has(name)) {
+        this._machines.set(name, { ...latest, stops: null });
+        this._changed.emit(undefined);
+      }
     }
   }
 
@@ -94,6 +109,7 @@ export class Runs {
     return latest.background && !hasEnded(latest) ? ['cancel'] : [];
   }
 
+  private _told: ReadonlySet<string> | null = null;
   private _machines = new Map<string, ILatest>();
   private _latest = new Map<string, { kernel: string; facts: IFacts }>();
   private _changed = new Signal<this, undefined>(this);

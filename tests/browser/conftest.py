@@ -130,36 +130,17 @@ def fresh_jupyter(tmp_path: Path) -> Iterator[Callable[..., Browser]]:
         server.wait(30)
 
 
-def until(true: Callable[[], bool], what: str, *, limit: float) -> None:
-    """Wait for something; fail if it has not come after so many seconds."""
-    deadline = time.monotonic() + limit
-    while not true():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.05)
-
-
-def start_server(
-    app: str, home: Path, python: str = sys.executable, *, like: Browser | None = None
-) -> tuple[Browser, subprocess.Popen[bytes]]:
-    """One with its own folders below ``home``. ``python`` may be of an environment that only has
-    other versions of some packages, and the rest from this one. It takes the place of the one that
-    it is to be ``like``, which has ended."""
+def furnish(home: Path) -> tuple[Path, dict[str, str]]:
+    """Folders and settings of a user's own below ``home``: the folder of notebooks, and the
+    environment variables that say so to a server."""
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     folder = home / "work"
-    folder.mkdir(exist_ok=like is not None)
+    folder.mkdir(exist_ok=True)
     config = home / "config" / "labconfig"
-    config.mkdir(parents=True, exist_ok=like is not None)
+    config.mkdir(parents=True, exist_ok=True)
     (config / "default_setting_overrides.json").write_text(json.dumps(SETTINGS))
     (config / "page_config.json").write_text(json.dumps(PAGE))
-    module, application = {
-        "lab": ("jupyterlab", "LabApp"),
-        "notebook": ("notebook", "JupyterNotebookApp"),
-    }[app]
-    command = [python, "-m", module, "--no-browser", "--allow-root"]
-    command += [f"--port={urlsplit(like.url).port}" if like else "--port=0"]
-    command += [f"--IdentityProvider.token={like.token}"] if like else []
-    command += [f"--ServerApp.root_dir={folder}", f"--{application}.expose_app_in_browser=True"]
-    environment = os.environ | {
+    return folder, {
         # Of this environment's extensions, and how they are switched on.
         "JUPYTER_PATH": f"{sys.prefix}/share/jupyter",
         "JUPYTER_CONFIG_PATH": f"{sys.prefix}/etc/jupyter",
@@ -172,11 +153,28 @@ def start_server(
         "MLINFRA_HOME": str(home / "mlinfra"),
         "XDG_CONFIG_HOME": str(home / "user"),
     }
+
+
+def start_server(
+    app: str, home: Path, python: str = sys.executable, *, like: Browser | None = None
+) -> tuple[Browser, subprocess.Popen[bytes]]:
+    """One with its own folders below ``home``. ``python`` may be of an environment that only has
+    other versions of some packages, and the rest from this one. It takes the place of the one that
+    it is to be ``like``, which has ended."""
+    folder, own = furnish(home)
+    module, application = {
+        "lab": ("jupyterlab", "LabApp"),
+        "notebook": ("notebook", "JupyterNotebookApp"),
+    }[app]
+    command = [python, "-m", module, "--no-browser", "--allow-root"]
+    command += [f"--port={urlsplit(like.url).port}" if like else "--port=0"]
+    command += [f"--IdentityProvider.token={like.token}"] if like else []
+    command += [f"--ServerApp.root_dir={folder}", f"--{application}.expose_app_in_browser=True"]
     log = home / "server.log"
     with log.open("wb") as output:
         server = subprocess.Popen(
             command,
-            env=environment,
+            env=os.environ | own,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -32,11 +32,12 @@ export async function withPage(scenario) {
   }
 }
 
-/** Opens a notebook and hands it to `scenario`. */
-export async function withNotebook(path, scenario) {
+/** Opens a notebook, after what comes `before` that, and hands it to `scenario`. */
+export async function withNotebook(path, scenario, before = async () => {}) {
   await withPage(async page => {
     const notebook = new Notebook(page);
     try {
+      await before(page);
       await notebook.open(path);
       await scenario(notebook);
     } catch (error) {

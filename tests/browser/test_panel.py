@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from processes import until
 
-from .conftest import Browser, start_server, until
+from .conftest import Browser, start_server
 
 DETACHED = """\
 %%remote detach name=train
@@ -37,11 +38,11 @@ def test_the_side_bar_outlives_its_server(tmp_path: Path) -> None:
     servers = [server]
 
     def restart() -> None:
-        until(wanted.exists, "the page to have seen the machine", limit=120)
+        until(wanted.exists, "the page to have seen the machine", patience=120)
         server.kill()
         server.wait()
         ended.touch()
-        until(lambda: not wanted.exists(), "the page to have seen it", limit=120)
+        until(lambda: not wanted.exists(), "the page to have seen it", patience=120)
         servers.append(start_server("lab", tmp_path, like=browser)[1])
 
     thread = threading.Thread(target=restart)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import threading
@@ -16,17 +15,11 @@ from pathlib import Path
 
 import anyio
 import psutil
-from live import until
+from processes import free_port, until
 
 from mlinfra_sdk.providers import bootstrap
 
 TOKEN = "MLINFRA_JUPYTER_TOKEN"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def furnished(folder: Path) -> None:

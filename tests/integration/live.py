@@ -12,13 +12,13 @@ from typing import Any
 import psutil
 import zmq
 from jupyter_client.manager import KernelManager
+from processes import PATIENCE, until
 
 from mlinfra_sdk.ledger import Ledger
 from mlinfra_sdk.machines import lifecycle
 from mlinfra_sdk.machines.portal import portal
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 60.0
 """Seconds until something that must happen counts as not happening."""
 
 Message = dict[str, Any]
@@ -334,19 +334,6 @@ def gone(process: psutil.Process) -> bool:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
-
-
-def until(
-    condition: Callable[[], object],
-    what: str,
-    told: Callable[[], object] = lambda: "",
-    patience: float = PATIENCE,
-) -> None:
-    """Wait for a condition that no message announces."""
-    end = time.monotonic() + patience
-    while not condition():
-        assert time.monotonic() < end, f"waited in vain for {what}: {told()}"
-        time.sleep(0.02)
 
 
 def end_of(name: str) -> str:

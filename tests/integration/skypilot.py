@@ -15,8 +15,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from processes import free_port
 from slurm_cluster import Cluster
-from sshd import Sshd, free_port
+from sshd import Sshd
 
 from mlinfra_sdk.worker.uv import uv_binary
 

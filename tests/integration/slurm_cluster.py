@@ -7,12 +7,12 @@ import shutil
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
+from processes import free_ports, until
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun")
 
@@ -56,14 +56,14 @@ class Cluster:
             f"--log-file={munge}/log",
             f"--seed-file={munge}/seed",
         )
-        _until((munge / "socket").exists, "munged")
+        until((munge / "socket").exists, "munged")
         self._run("slurmctld", "-D", "-f", self.env["SLURM_CONF"])
         self._run("slurmd", "-D", "-f", self.env["SLURM_CONF"])
-        _until(lambda: "idle" in self.command("sinfo", "-h", "-o", "%T"), "the node")
+        until(lambda: "idle" in self.command("sinfo", "-h", "-o", "%T"), "the node")
 
     def _configuration(self) -> str:
         host = socket.gethostname().split(".")[0]
-        ports = _free_ports(2)
+        ports = free_ports(2)
         socket_path = self.root / "munge" / "socket"
         lines = (
             "ClusterName=tests",
@@ -119,7 +119,7 @@ class Cluster:
         """End all jobs and the daemons."""
         self.command("scancel", "--me")
         with suppress(AssertionError):
-            _until(lambda: not self.command("squeue", "-h"), "jobs to end", 15)
+            until(lambda: not self.command("squeue", "-h"), "jobs to end", patience=15)
         for daemon in reversed(self._daemons):
             with suppress(psutil.NoSuchProcess):
                 family = [*psutil.Process(daemon.pid).children(recursive=True)]
@@ -131,23 +131,6 @@ class Cluster:
                 for process in family:
                     with suppress(psutil.NoSuchProcess):
                         process.kill()
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for it in sockets:
-        it.bind(("127.0.0.1", 0))
-    ports = [it.getsockname()[1] for it in sockets]
-    for it in sockets:
-        it.close()
-    return ports
-
-
-def _until(true: object, what: str, limit: float = 60) -> None:
-    deadline = time.monotonic() + limit
-    while not true():  # type: ignore[operator]
-        assert time.monotonic() < deadline, f"{what} did not come up"
-        time.sleep(0.05)
 
 
 @contextmanager

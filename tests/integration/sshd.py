@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from live import until
+from processes import free_port, until
 
 from mlinfra_sdk.providers.ssh import SshRemote
 
@@ -57,12 +57,6 @@ def keygen(path: Path, *options: str) -> None:
     path.unlink(missing_ok=True)
     quiet = ["ssh-keygen", "-q", "-t", "ed25519", "-f", str(path), "-N", ""]
     subprocess.run([*quiet, *options], check=True)
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Sshd:

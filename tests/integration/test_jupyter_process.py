@@ -10,8 +10,9 @@ from collections.abc import Iterator
 import anyio
 import psutil
 import pytest
-from jupyter_servers import Cuttable, JupyterServer, free_port, jupyter_server
+from jupyter_servers import Cuttable, JupyterServer, jupyter_server
 from live import until
+from processes import free_port
 
 from mlinfra_sdk.credentials import take_apart
 from mlinfra_sdk.errors import LinkError, MlinfraError, ProviderError, RequestError
