@@ -26,6 +26,7 @@ SUITES = (
     "predict",
     "runs",
     "ssh",
+    "streaming",
     "transparency",
     "files",
 )
