@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,8 +15,7 @@ from urllib.parse import urlsplit
 
 import nbformat
 import pytest
-
-from mlinfra_sdk.worker.uv import uv_binary
+from environments import on_top
 
 ROOT = Path(__file__).parents[2]
 SCREENSHOTS = ROOT / "artifacts" / "screenshots"
@@ -103,15 +101,7 @@ def oldest(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The Python of an environment with the oldest JupyterLab and Notebook that are supported; all
     else comes from this one."""
     folder = tmp_path_factory.mktemp("oldest") / "venv"
-    python = folder / "bin" / "python"
-    uv = [uv_binary(), "--quiet"]
-    subprocess.run([*uv, "venv", "--python", sys.executable, str(folder)], check=True)
-    install = [*uv, "pip", "install", "--python", str(python), "--no-deps"]
-    subprocess.run([*install, "jupyterlab==4.2.*", "notebook==7.2.*"], check=True)
-    (packages,) = folder.glob("lib/python*/site-packages")
-    here = sysconfig.get_path("purelib")
-    (packages / "here.pth").write_text(f"import site; site.addsitedir({here!r})\n")
-    return str(python)
+    return on_top(folder, "jupyterlab==4.2.*", "notebook==7.2.*", options=("--no-deps",))
 
 
 @pytest.fixture

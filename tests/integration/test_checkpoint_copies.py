@@ -1,4 +1,5 @@
-"""Checkpoints in an object store: a real S3 server (rclone), and one that does not answer."""
+"""Checkpoints in an object store: a real S3 server (rclone), the emulators of Google's and Azure's,
+and one that does not answer."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from buckets import KEY, SECRET, s3
+from buckets import KEY, SECRET, az, gs, s3
+from environments import on_top
 
 import mlinfra_sdk
 from mlinfra_sdk.checkpoints import checkpointer, mirror
@@ -27,7 +29,7 @@ import os, sys
 import numpy as np
 import mlinfra_sdk
 
-ckpt = mlinfra_sdk.checkpoint("run", to="s3://bucket/runs", keep=mlinfra_sdk.Keep(last=2))
+ckpt = mlinfra_sdk.checkpoint("run", to=sys.argv[2], keep=mlinfra_sdk.Keep(last=2))
 state = dict(weights=np.zeros(3_000_000), generator=np.random.default_rng(0))
 steps = []
 for step in ckpt.loop(range(6), state=state, every=1):
@@ -61,10 +63,12 @@ def keys(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
 
 
-def train(home: Path, cut: int = -1) -> tuple[str, str]:
+def train(
+    home: Path, cut: int = -1, to: str = "s3://bucket/runs", python: str = sys.executable
+) -> tuple[str, str]:
     """In a process and a home of its own; what it printed, and its messages."""
     done = subprocess.run(
-        [sys.executable, "-c", TRAIN, str(cut)],
+        [python, "-c", TRAIN, str(cut), to],
         env={**os.environ, "MLINFRA_HOME": str(home)},
         capture_output=True,
         text=True,
@@ -105,6 +109,39 @@ def test_a_run_goes_on_from_the_bucket_alone(keys: None, tmp_path: Path) -> None
     assert shown == f"[2, 3, 4, 5] {whole.split()[-1]}"
     assert "00000003" in messages and "damaged" in messages
     assert "Going on from checkpoint run #2 (step 2)" in messages
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """That of an environment with what opens gs:// and az://; all else comes from this one, where
+    other tests want them not to be."""
+    return on_top(tmp_path_factory.mktemp("clouds") / "venv", "gcsfs", "adlfs")
+
+
+MAKE_CONTAINER = """
+import os
+from azure.storage.blob import BlobServiceClient
+text = os.environ["AZURE_STORAGE_CONNECTION_STRING"]
+BlobServiceClient.from_connection_string(text).create_container("bucket")
+"""
+
+
+@pytest.mark.parametrize("scheme", ["gs", "az"])
+def test_other_clouds(
+    scheme: str, python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with {"gs": gs, "az": az}[scheme](tmp_path) as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        if scheme == "az":
+            subprocess.run([python, "-c", MAKE_CONTAINER], check=True)
+        to = f"{scheme}://bucket/runs"
+        whole, _ = train(tmp_path / "whole", to=f"{to}/whole", python=python)
+        first, _ = train(tmp_path / "first", 3, to, python)
+        assert first.startswith("[0, 1, 2]")
+        rest, messages = train(tmp_path / "second", -1, to, python)
+        assert rest == f"[3, 4, 5] {whole.split()[-1]}"
+        assert "Going on from checkpoint run #3 (step 3)" in messages
 
 
 @pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])

@@ -7,7 +7,6 @@ import functools
 import http.server
 import os
 import random
-import socket
 import subprocess
 import sys
 import threading
@@ -19,9 +18,8 @@ from typing import Any, ClassVar
 
 import msgspec
 import pytest
-from buckets import KEY, SECRET, listens, s3
+from buckets import KEY, SECRET, gs, s3
 from faulty import Client, Recorder, client
-from live import until
 
 from mlinfra_sdk import paths, sources
 from mlinfra_sdk.datasets.cache import Cache, Entry, key_of, version_of
@@ -377,16 +375,10 @@ def test_a_package_that_cannot_be_had(place: Path, monkeypatch: pytest.MonkeyPat
 @pytest.fixture
 def google(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An emulator of Cloud Storage with an empty bucket; gives its address."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "gcp_storage_emulator", "start", "--in-memory"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--default-bucket", "bucket"]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=tmp_path) as server:
-        until(functools.partial(listens, port), "the emulator")
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
-        monkeypatch.setenv("NO_GCE_CHECK", "true")
-        yield f"http://127.0.0.1:{port}"
-        server.kill()
+    with gs(tmp_path) as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        yield environment["STORAGE_EMULATOR_HOST"]
 
 
 def test_the_machine_gets_the_packages_that_open_a_url(place: Path, google: str) -> None:
