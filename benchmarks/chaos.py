@@ -25,7 +25,6 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
-sys.path.insert(0, str(ROOT / "tests" / "integration"))
 
 LIMIT = 300.0
 """Seconds after which a seed hangs."""

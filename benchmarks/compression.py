@@ -10,12 +10,12 @@ import io
 import itertools
 import os
 import random
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import anyio
+from chaos import ChaosProxy, Plan
 
 from benchmarks.harness import Figure, median, say
 from mlinfra_sdk.link.client import connect
@@ -25,10 +25,6 @@ from mlinfra_sdk.link.wire import connect_unix, serve_unix
 from mlinfra_sdk.objects.bulk import Bulk
 from mlinfra_sdk.objects.compression import FEATURE
 from mlinfra_sdk.objects.store import CHUNK_SIZE, ChunkStore
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "integration"))
-
-from chaos import ChaosProxy, Plan
 
 ROUNDS = 3
 SECRET = bytes(32)

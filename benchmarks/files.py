@@ -11,20 +11,16 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import psutil
+from sshd import Sshd, running
 
 from benchmarks.harness import Figure, median, say
 from mlinfra_sdk.providers.ssh import SshRemote
 from mlinfra_sdk.session import Session
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "integration"))
-
-from sshd import Sshd, running
 
 MIB = 1 << 20
 SMALL = bool(os.environ.get("SMALL"))

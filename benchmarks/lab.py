@@ -14,12 +14,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from browser.conftest import CHROMIUM, Browser, start_server
+
 from benchmarks.harness import Figure, median, say
 from mlinfra_sdk.ledger import Ledger, Price
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-
-from browser.conftest import CHROMIUM, Browser, start_server
 
 ROOT = Path(__file__).parents[1]
 ROUNDS = 7

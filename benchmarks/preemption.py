@@ -28,8 +28,6 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
-for folder in (ROOT / "tests", ROOT / "tests" / "integration"):
-    sys.path.insert(0, str(folder))
 
 STEPS = 120
 _LOOP = f"""

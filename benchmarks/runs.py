@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-import sys
 import tempfile
 import threading
 import time
@@ -20,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import LOAD, Figure, kernel, median, say
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "integration"))
 
 ROUNDS = 7
 LINES = 200_000

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import anyio
+from sshd import Sshd, running
 
 from benchmarks.harness import Figure, median, say
 from benchmarks.link import CHUNK, SECRET, agent
@@ -27,10 +28,6 @@ from mlinfra_sdk.link.session import LinkSession
 from mlinfra_sdk.link.wire import open_relay
 from mlinfra_sdk.providers.ssh import SshRemote
 from mlinfra_sdk.session import Session
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "integration"))
-
-from sshd import Sshd, running
 
 ROUNDS = 5
 WARM = 50
