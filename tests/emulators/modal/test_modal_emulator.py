@@ -207,7 +207,7 @@ def test_capacity_that_never_comes(app: modal.App, service: Emulator) -> None:
     service.faults.capacity = False
 
     async def wait() -> None:
-        options = {"app": app, "image": image(), "gpu": "B200", "timeout": 60}
+        options = {"app": app, "image": image(), "gpu": "B200", "timeout": 10}
         task = asyncio.ensure_future(modal.Sandbox.create.aio(**options))
         while not service.boxes():
             await asyncio.sleep(0.01)
