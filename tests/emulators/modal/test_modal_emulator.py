@@ -207,7 +207,7 @@ def test_capacity_that_never_comes(app: modal.App, service: Emulator) -> None:
     service.faults.capacity = False
 
     async def wait() -> None:
-        options = {"app": app, "image": image(), "gpu": "B200", "timeout": 10}
+        options = {"app": app, "image": image(), "gpu": "B200", "timeout": 60}
         task = asyncio.ensure_future(modal.Sandbox.create.aio(**options))
         while not service.boxes():
             await asyncio.sleep(0.01)
@@ -216,6 +216,8 @@ def test_capacity_that_never_comes(app: modal.App, service: Emulator) -> None:
             await task
 
     asyncio.run(wait())
+    # The service has it still, whether or not the client came to end it.
     for box in service.boxes():
+        modal.Sandbox.from_id(box.id).terminate()
         service.wait_ended(box)
     assert not service.boxes()
