@@ -30,8 +30,8 @@ ENDS: dict[str, tuple[dict[str, object], float, str]] = {
     "idle": ({"idle": 2.0}, 2.0, "idle for 2 s"),
     "time": ({"time": 4.0}, 4.0, "its time of 4 s was over"),
     "lease": ({}, LEASE, "no client for 3 s"),
-    # At 3.60 USD an hour.
-    "budget": ({"machine_budget": 6000}, 5.0, "its budget was spent: machine_budget=$0.0060"),
+    # At 3.60 USD an hour, so that there is time to start on a busy computer, too.
+    "budget": ({"machine_budget": 15_000}, 14.0, "its budget was spent: machine_budget=$0.0150"),
 }
 """By machine: its settings, the seconds that it lives at least, and why it ends."""
 

@@ -59,6 +59,9 @@ def kind_of(value: Any) -> str:
         return "tree" if any(kind_of(item) not in ("value", "array") for item in items) else "value"
     loaded = sys.modules.get
     torch, numpy = loaded("torch"), loaded("numpy")
+    # First: with Keras' torch backend it is a module too, whose keys count the models of a process.
+    if (keras := loaded("keras")) is not None and isinstance(value, keras.Model):
+        return "keras"
     if torch is not None:
         if isinstance(value, torch.nn.Module):
             return "module"
@@ -77,8 +80,6 @@ def kind_of(value: Any) -> str:
         return "xgboost"
     if (lightgbm := loaded("lightgbm")) is not None and isinstance(value, lightgbm.Booster):
         return "lightgbm"
-    if (keras := loaded("keras")) is not None and isinstance(value, keras.Model):
-        return "keras"
     if isinstance(value, random.Random):
         return "random"
     if hasattr(value, "state_dict") and hasattr(value, "load_state_dict"):
