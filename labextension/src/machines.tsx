@@ -9,6 +9,7 @@ import {
   Action,
   Empty,
   load,
+  memory,
   Sparkline,
   useLatest,
   useNow,
@@ -177,17 +178,24 @@ function Usage(
   if (!latest) {
     return null;
   }
-  const percent = `${Math.round(100 * load(latest))} %`;
+  const percent = (share: number) => `${Math.round(100 * share)} %`;
+  const busy = percent(load(latest));
   const part = (used: number, total: number) =>
     `${size(used)} / ${size(total)}`;
+  const ram = `RAM ${part(latest.used, latest.total)}`;
   const text = latest.gpus.length
-    ? `GPU ${percent} · VRAM ${latest.gpus.map(it => part(it.used, it.total)).join(', ')}`
-    : `CPU ${percent} · ${part(latest.used, latest.total)}`;
+    ? `GPU ${busy} · VRAM ${latest.gpus.map(it => part(it.used, it.total)).join(', ')} · ${ram}`
+    : `CPU ${busy} · ${ram}`;
   return (
     <div className="mlinfra-line">
       <Sparkline
-        values={machine.usage.map(load)}
-        label={trans.__('Use in the last minutes, now %1', percent)}
+        busy={machine.usage.map(load)}
+        memory={machine.usage.map(memory)}
+        label={trans.__(
+          'The last minutes: use (line, now %1) and memory (dashes, now %2)',
+          busy,
+          percent(memory(latest))
+        )}
       />
       <span className="mlinfra-faint">{text}</span>
     </div>

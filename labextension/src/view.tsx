@@ -107,17 +107,12 @@ export function Empty(props: { children: React.ReactNode }): React.JSX.Element {
 const WIDTH = 120;
 const HEIGHT = 24;
 
-/** The last minutes of a share between 0 and 1 as a line. */
+/** The last minutes of shares between 0 and 1: what is busy as a line, memory as a dashed one. */
 export function Sparkline(props: {
-  values: readonly number[];
+  busy: readonly number[];
+  memory: readonly number[];
   label: string;
 }): React.JSX.Element {
-  const { values } = props;
-  const step = WIDTH / Math.max(values.length - 1, 1);
-  const points = values.map((value, index) => {
-    const y = (1 - Math.min(Math.max(value, 0), 1)) * (HEIGHT - 2) + 1;
-    return `${(index * step).toFixed(1)},${y.toFixed(1)}`;
-  });
   return (
     <svg
       className="mlinfra-sparkline"
@@ -126,9 +121,21 @@ export function Sparkline(props: {
       viewBox={`0 0 ${WIDTH} ${HEIGHT}`}
       preserveAspectRatio="none"
     >
-      <polyline points={points.join(' ')} />
+      <title>{props.label}</title>
+      <polyline className="mlinfra-mod-memory" points={points(props.memory)} />
+      <polyline points={points(props.busy)} />
     </svg>
   );
+}
+
+function points(values: readonly number[]): string {
+  const step = WIDTH / Math.max(values.length - 1, 1);
+  return values
+    .map((value, index) => {
+      const y = (1 - Math.min(Math.max(value, 0), 1)) * (HEIGHT - 2) + 1;
+      return `${(index * step).toFixed(1)},${y.toFixed(1)}`;
+    })
+    .join(' ');
 }
 
 /** How busy the machine's most wanted part was: its GPUs, else its processor; 0 to 1. */
@@ -138,4 +145,11 @@ export function load(usage: IUsage): number {
     return usage.cpu / 100;
   }
   return gpus.reduce((sum, gpu) => sum + gpu.busy, 0) / gpus.length / 100;
+}
+
+/** How full the memory of the machine's GPUs was, without any its own; 0 to 1. */
+export function memory(usage: IUsage): number {
+  const parts = usage.gpus.length ? usage.gpus : [usage];
+  const total = parts.reduce((sum, it) => sum + it.total, 0);
+  return total ? parts.reduce((sum, it) => sum + it.used, 0) / total : 0;
 }

@@ -39,7 +39,10 @@ await withNotebook(NOTEBOOK, async notebook => {
   );
   const machine = side.locator('.mlinfra-item[data-state="running"]').first();
   await machine.getByText(/up \d+s/).waitFor();
-  await machine.locator('.mlinfra-sparkline').waitFor();
+  await machine
+    .getByRole('img', { name: /use \(line, now \d+ %\) and memory \(dashes/ })
+    .waitFor();
+  await machine.getByText(/^CPU \d+ % · RAM [\d.]+ GB \/ [\d.]+ GB$/).waitFor();
   if (APP === 'lab') {
     await status.getByText('1 machine · $0.00/h').waitFor();
   }
