@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import psutil
+import pytest
 
 from mlinfra_sdk.machines.lifecycle import LiveMachine
 from mlinfra_sdk.namespace.analysis import cell_names
@@ -181,6 +182,18 @@ class Client:
     def start(self, code: str, **options: Any) -> Any:
         names = cell_names(code, self.namespace, code)
         return self.session.start(code, names, count=1, **options)
+
+
+@contextmanager
+def apart(folder: Path) -> Iterator[Path]:
+    """A state directory of its own, and another folder to work in, both below this one; nothing may
+    run there afterwards."""
+    (folder / "work").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLINFRA_HOME", str(folder / "home"))
+        patch.chdir(folder / "work")
+        yield folder / "home"
+    assert not processes(folder / "home")
 
 
 @contextmanager

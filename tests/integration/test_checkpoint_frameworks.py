@@ -11,13 +11,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from faulty import Client, Recorder, client, processes
-from test_checkpoints import lose_machine
+from faulty import Client, Recorder, apart, client
+from test_checkpoints import Killer, lose_machine, store
 
-from mlinfra_sdk import paths
 from mlinfra_sdk.checkpoints.manifest import Manifest
-from mlinfra_sdk.checkpoints.store import CheckpointStore
-from mlinfra_sdk.objects.store import ChunkStore
 
 BEGINNING = """
 import os, time, warnings
@@ -98,35 +95,14 @@ final = b"".join(it.tobytes() for it in model.get_weights())
 """
 
 
-class KillerOnce(Recorder):
-    """Loses the machine once a checkpoint is safe that is ``enough``."""
-
-    def __init__(self, home: Path, go: Path, enough: Callable[[Manifest], bool]) -> None:
-        super().__init__()
-        self._home, self._go, self._enough = home, go, enough
-        self._store = CheckpointStore(paths.data_dir() / "checkpoints", ChunkStore(home / "store"))
-
-    def safe(self, name: str, step: int, at: float) -> None:
-        newest = self._store.latest(name)
-        if newest is not None and not self._go.exists() and self._enough(newest):
-            lose_machine(self._home)
-            self._go.touch()
-
-
 def has(pattern: str) -> Callable[[Manifest], bool]:
     return lambda manifest: any(re.fullmatch(pattern, it.path) for it in manifest.files)
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("frameworks")
-    patch = pytest.MonkeyPatch()
-    patch.setenv("MLINFRA_HOME", str(folder / "home"))
-    (folder / "work").mkdir()
-    patch.chdir(folder / "work")
-    yield folder / "home"
-    patch.undo()
-    assert not processes(folder / "home")
+    with apart(tmp_path_factory.mktemp("frameworks")) as home:
+        yield home
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +159,12 @@ def test_a_training_goes_on_elsewhere(
     assert steps == list(range(1, count + 1))
 
     go.unlink()
-    recorder = KillerOnce(home, go, enough)
+
+    def come_so_far(saved: str, step: int) -> bool:
+        newest = store(home).latest(saved)
+        return newest is not None and enough(newest)
+
+    recorder = Killer(go, lambda: lose_machine(home), come_so_far)
     steps, final = train(far, code, name, go, recorder)
     assert "[The " in recorder.text and "goes on from checkpoint" in recorder.text
     assert steps[0] in goes_on_with and steps == list(range(steps[0], count + 1))

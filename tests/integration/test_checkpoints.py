@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from faulty import Client, Recorder, client, kernels, processes
+from faulty import Client, Recorder, apart, client, kernels, processes
 from live import until
 
 import mlinfra_sdk
@@ -43,29 +43,31 @@ total = weights.sum()
 
 
 class Killer(Recorder):
-    """Does something once the checkpoint of step 40 is safe, then lets the cell go on."""
+    """Does something once a checkpoint is safe that is ``enough``, as a rule that of step 40, then
+    lets the cell go on."""
 
-    def __init__(self, go: Path, act: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        go: Path,
+        act: Callable[[], None],
+        enough: Callable[[str, int], bool] = lambda name, step: step == 40,
+    ) -> None:
         super().__init__()
         self._go = go
         self._act = act
+        self._enough = enough
 
     def safe(self, name: str, step: int, at: float) -> None:
         super().safe(name, step, at)
-        if step == 40 and not self._go.exists():
+        if not self._go.exists() and self._enough(name, step):
             self._act()
             self._go.touch()
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("checkpoints")
-    patch = pytest.MonkeyPatch()
-    patch.setenv("MLINFRA_HOME", str(folder / "home"))
-    (folder / "work").mkdir()
-    patch.chdir(folder / "work")
-    yield folder / "home"
-    patch.undo()
+    with apart(tmp_path_factory.mktemp("checkpoints")) as home:
+        yield home
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +87,12 @@ def whole(far: Client, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     return dict(far.namespace)
 
 
+def store(home: Path) -> CheckpointStore:
+    return CheckpointStore(paths.data_dir() / "checkpoints", ChunkStore(home / "store"))
+
+
 def saved(home: Path, name: str) -> list[int]:
-    store = CheckpointStore(paths.data_dir() / "checkpoints", ChunkStore(home / "store"))
-    return [it.step for it in store.history(name)]
+    return [it.step for it in store(home).history(name)]
 
 
 def lose_machine(home: Path) -> None:

@@ -208,6 +208,9 @@ def test_a_machine_and_its_run(here: Served, tmp_path: Path) -> None:
         assert progress.pop("left") > 0
         assert progress == {"label": "epochs", "unit": "it", "done": 1, "total": 4}
         assert "1/4 it" in here.mlinfra("runs").stdout
+        (told,) = json.loads(here.mlinfra("runs", "--json").stdout)
+        assert told["progress"].pop("left") > 0
+        assert told["progress"] == {"done": 1, "total": 4, "unit": "it"}
 
         here.post(f"machines/{machine['id']}/extend", {"seconds": 7000})
         assert next(it for it in states if it["machines"] and _idle_end(it) > time.time() + 6000)

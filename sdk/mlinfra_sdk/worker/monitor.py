@@ -46,9 +46,10 @@ class Monitor:
     def ended(self, run: str) -> Record | None:
         """A run is over: what it has used, if it was looked at."""
         watched = self._watched.pop(run, None)
-        if watched is not None:
-            watched.run.info.progress = None
-        if watched is None or (watched.sums is None and not watched.meters):
+        if watched is None:
+            return None
+        watched.run.info.progress = None
+        if watched.sums is None and not watched.meters:
             return None
         sums = watched.sums or Sums(cores_here())
         sums.count(watched.meters)
