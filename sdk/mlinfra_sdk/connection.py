@@ -382,7 +382,7 @@ class Connection:
             frontend.phase("reconnecting")
             while client.cut_off and client.closed is None:
                 time.sleep(0.02)
-        if client is not None and client.closed is None:
+        if client is not None and client.closed is None and not self._seen_dead():
             return client
         frontend.phase("start")
         if client is not None:
@@ -450,6 +450,14 @@ class Connection:
         self._forget_kernel(reason)
         if client is not None:
             client.close()
+
+    def _seen_dead(self) -> bool:
+        """Whether the agent is known to be gone before the link has told so: a process of this
+        computer that is killed keeps its sockets until the last of its threads has ended."""
+        machine = self._machine
+        if machine is None or not machine.provider.capabilities.shared_fs:
+            return False
+        return not portal().call(machine.provider.status(machine.handle)).alive
 
     def _account_for_the_lost(self, frontend: Frontend) -> None:
         """The link is gone: find out why, and close the machine if it has ended."""
