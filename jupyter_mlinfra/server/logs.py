@@ -11,7 +11,6 @@ from typing import Any
 
 from mlinfra_sdk.errors import LinkClosed
 from mlinfra_sdk.machines.client import AgentClient
-from mlinfra_sdk.running import ENDS
 from mlinfra_sdk.worker import messages as m
 
 from .messages import Log
@@ -39,9 +38,9 @@ async def read(client: AgentClient, info: m.RunInfo, after: int) -> Log:
     def take(record: m.Record) -> None:
         nonlocal last
         last = max(last, record.number)
-        if record.msg_type not in ENDS and not done.is_set():
+        if record.msg_type not in m.ENDS and not done.is_set():
             parts.append(text_of(record.msg_type, json.loads(record.content)))
-        if record.number >= info.messages or record.msg_type in ENDS:
+        if record.number >= info.messages or record.msg_type in m.ENDS:
             done.set()
 
     def closed(reason: LinkClosed) -> None:

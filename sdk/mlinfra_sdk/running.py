@@ -24,12 +24,9 @@ from mlinfra_sdk.machines.ends import notice
 from mlinfra_sdk.machines.portal import Portal
 from mlinfra_sdk.namespace.sync import Report
 from mlinfra_sdk.worker import messages as m
-from mlinfra_sdk.worker.messages import DIED, ENDING, HANDLED, INPUT, LEFT, RESULT, USAGE, Record
+from mlinfra_sdk.worker.messages import ENDING, ENDS, INPUT, RESULT, USAGE, Record
 from mlinfra_sdk.worker.run_usage import RunUsage
 from mlinfra_sdk.worker.watchdog import End
-
-ENDS = frozenset({RESULT, DIED, LEFT, HANDLED})
-"""What comes last of a run, or of a comm message."""
 
 _PATIENCE = 3.0
 """Seconds after an interrupt before the user is told that the cell goes on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from mlinfra_sdk.machines.client import AgentClient
 from mlinfra_sdk.machines.portal import portal
 from mlinfra_sdk.namespace.analysis import CellNames
 from mlinfra_sdk.namespace.delta import Inputs
-from mlinfra_sdk.running import Outcome, Result, Running, interrupts_held
+from mlinfra_sdk.running import Outcome, Result, Running, interrupts_held, interrupts_raised
 from mlinfra_sdk.safekeeping import Safe
 from mlinfra_sdk.worker import messages as m
 
@@ -37,8 +38,9 @@ class Unattended(Exchange):
         new_kernel: bool = False,
     ) -> RunHandle:
         """Run a cell without waiting for it. With a ``frontend`` its outputs appear there as they
-        come; without one nobody follows it until :meth:`attach`. Runs of one kernel wait for each
-        other; ``new_kernel`` gives it one of its own."""
+        come; without one they are not shown until :meth:`attach`, and only its checkpoints come
+        here, while this session lasts. Runs of one kernel wait for each other; ``new_kernel``
+        gives it one of its own."""
         with self._lock:
             try:
                 return self._start(code, names, count, frontend, label, cell, new_kernel)
@@ -80,9 +82,9 @@ class Unattended(Exchange):
             ledger_run = new_number()
             if frontend is not None:
                 background = Background(frontend.publish, ledger_run)
-                sink = self._safekeeping.sink(client, frontend, Safe(), background.sink)
-                client.listen(run, sink)
                 client.when_closed(background.fail)
+            onward = _unseen if background is None else background.sink
+            client.listen(run, self._safekeeping.sink(client, shown_by, Safe(), onward))
             request = m.Execute(
                 client.next_id(),
                 kernel,
@@ -201,6 +203,8 @@ class Unattended(Exchange):
         """The variables of a run that was not waited for from its beginning."""
         result = self._finish(client, outcome, self._local.adopt)
         self._bring_files(result, Console())
+        with contextlib.suppress(KeyboardInterrupt), interrupts_raised():
+            self._safekeeping.settle(client)
         client.send(m.Collected(client.next_id(), info.run))
         seconds = (info.ended or time.time()) - info.started
         self._close_run(info.ledger, status_of(result), seconds, 0, 0)
@@ -217,3 +221,7 @@ class Unattended(Exchange):
             f"There is no run {run!r} on this machine.{spec.did_you_mean(run, names)}",
             hint=f"Runs there: {', '.join(names) or 'none'}.",
         )
+
+
+async def _unseen(record: m.Record) -> None:
+    """What a detached run publishes is in its journal."""

@@ -23,6 +23,7 @@ from mlinfra_sdk.ledger import Ledger
 from mlinfra_sdk.machines import lifecycle
 from mlinfra_sdk.machines.portal import portal
 from mlinfra_sdk.objects.store import ChunkStore
+from mlinfra_sdk.spec import Request
 
 TRAIN = """
 import os, time
@@ -230,6 +231,47 @@ def test_not_without_a_checkpoint_nor_against_the_users_will(
     far.run(code, recorder).get()
     assert far.namespace["losses"] == whole["losses"]
     assert "Going on from checkpoint no #" in recorder.text
+
+
+def test_a_detached_run_loses_nothing_while_its_client_is_there(
+    far: Client, whole: dict[str, Any], home: Path, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    code = TRAIN.format(name="away", go=str(go))
+    far.start(code)
+    until(lambda: 40 in saved(home, "away"), "its checkpoint to come here")
+    lose_machine(home)
+    go.touch()
+    recorder = Recorder()
+    far.session.attach(far.start(code).run, frontend=recorder).get()
+    assert "Going on from checkpoint away #" in recorder.text
+    assert far.namespace["losses"] == whole["losses"]
+    assert (far.namespace["weights"] == whole["weights"]).all()
+    assert saved(home, "away")[-1] == 60
+
+
+def test_a_detached_run_whose_client_has_gone_begins_at_once(
+    far: Client, home: Path, tmp_path: Path
+) -> None:
+    """It asks nobody for checkpoints."""
+    go = tmp_path / "go"
+    wait = f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)"
+    first = Client(Request(env="none", isolate=True, machine="orphan"))
+    first.start(wait)
+    first.start(TRAIN.format(name="orphan", go=str(go)))
+    first.session.close()
+    go.touch()
+    with client(isolate=True, machine="orphan") as it:
+        until(
+            lambda: [run.status for run in it.session.runs()] == ["done"] * 2,
+            "their end",
+            lambda: it.session.runs(),
+        )
+        assert saved(home, "orphan") == []
+        for run in it.session.runs():
+            it.session.attach(run.run).get()
+        assert saved(home, "orphan")[-1] == 60
+        it.session.stop()
 
 
 def test_what_is_always_begun_again_gives_up(far: Client, tmp_path: Path) -> None:

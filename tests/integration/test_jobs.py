@@ -112,6 +112,15 @@ def test_a_background_run_shows_itself_under_its_own_cell(notebook: Notebook) ->
     assert notebook.run("late").result == "5"
 
 
+def test_a_background_run_shows_itself_after_many_other_cells(notebook: Notebook) -> None:
+    cell = notebook.run("%%remote async name=long kernel=new\n" + waiting("long", "print('late')"))
+    notebook.wait(lambda: cell.stdout == "long waits\n")
+    for number in range(70):
+        assert notebook.remote(str(number)).result == str(number)
+    (notebook.work / "long").touch()
+    notebook.wait(lambda: cell.stdout == "long waits\nlate\n")
+
+
 def test_a_handle_is_a_future(notebook: Notebook) -> None:
     notebook.run("%%remote async\nsum(range(10))")
     notebook.run("handle = _")

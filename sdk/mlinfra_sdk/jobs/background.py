@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from mlinfra_sdk.running import ENDS, Outcome
-from mlinfra_sdk.worker.messages import INPUT, RESULT, USAGE, Record
+from mlinfra_sdk.running import Outcome
+from mlinfra_sdk.worker.messages import ENDS, INPUT, RESULT, USAGE, Record
 from mlinfra_sdk.worker.run_usage import RunUsage
 
 

@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 _CHECK_EVERY = 5.0
 """Seconds between questions to the provider whether the machine lives."""
-_REMEMBERED_SINKS = 64
+_LATE_SINKS = 64
 _TELL_EVERY = 0.1
 """Seconds between two reports of a transfer's progress."""
 _NO_SIZES: Mapping[bytes, int] = MappingProxyType({})
@@ -74,7 +74,9 @@ class AgentClient:
         self._link: LinkSession | None = None
         self._ids = itertools.count(1)
         self._waiting: dict[int, concurrent.futures.Future[bytes]] = {}
-        self._sinks: OrderedDict[str, Sink] = OrderedDict()
+        self._sinks: dict[str, Sink] = {}
+        self._late_sinks: OrderedDict[str, Sink] = OrderedDict()
+        """Of runs that have ended; their threads may still publish."""
         self._other: Sink | None = None
         self._on_close: list[Callable[[LinkClosed], None]] = []
         self._close_requested: anyio.Event | None = None
@@ -217,9 +219,19 @@ class AgentClient:
         with contextlib.suppress(LinkClosed):
             async for message in link.receive(channel):
                 record = m.decode_record(message.data)
-                sink = self._sinks.get(record.parent, self._other)
+                sink = self._sinks.get(record.parent) or self._late_sinks.get(record.parent)
+                if sink is not None and record.msg_type in m.ENDS:
+                    self._remember(record.parent, sink)
+                sink = sink or self._other
                 if sink is not None:
                     await sink(record)
+
+    def _remember(self, parent: str, sink: Sink) -> None:
+        """What has this parent has ended: the oldest of those are forgotten."""
+        self._sinks.pop(parent, None)
+        self._late_sinks[parent] = sink
+        while len(self._late_sinks) > _LATE_SINKS:
+            self._late_sinks.popitem(last=False)
 
     def when_closed(self, act: Callable[[LinkClosed], None]) -> None:
         """Call ``act`` in the portal's thread when the link is closed for good."""
@@ -266,14 +278,13 @@ class AgentClient:
 
     def listen(self, parent: str, sink: Sink) -> None:
         """Give ``sink`` what has this parent; it is awaited in the portal's thread, and while it
-        waits the machine is held back. The oldest sinks are forgotten."""
+        waits the machine is held back. Of those whose run has ended the oldest are forgotten."""
         self._sinks[parent] = sink
-        while len(self._sinks) > _REMEMBERED_SINKS:
-            self._sinks.popitem(last=False)
 
     def ignore(self, parent: str) -> None:
         """What has this parent belongs to the rest from now on."""
         self._sinks.pop(parent, None)
+        self._late_sinks.pop(parent, None)
 
     def listen_to_rest(self, sink: Sink) -> None:
         """Give ``sink`` what no other one takes."""

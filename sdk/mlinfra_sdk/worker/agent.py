@@ -350,16 +350,17 @@ class Agent:
         )
         upkeep.pin_inputs(self.store, request.run, run.journal.folder, request.inputs)
         self._notices.expect(request)
-        if not request.detached:
-            self._follow(run, session, 0, owns=True)
+        self._follow(run, session, 0, owns=not request.detached, keeps=True)
         try:
             await kernel.execute(request)
         except MlinfraError:
             self.runs.collect(run)
             raise
 
-    def _follow(self, run: Run, session: LinkSession, after: int, *, owns: bool) -> None:
-        follower = run.admit(session, after, owns=owns)
+    def _follow(
+        self, run: Run, session: LinkSession, after: int, *, owns: bool, keeps: bool
+    ) -> None:
+        follower = run.admit(session, after, owns=owns, keeps=keeps)
         self._followers[session].start_soon(run.follow, follower)
 
     def _attach(self, session: LinkSession, request: m.Attach) -> m.RunInfo:
@@ -372,7 +373,8 @@ class Agent:
             )
         if not request.watch:
             self._listeners[run.info.kernel] = session
-        self._follow(run, session, request.after, owns=not request.watch)
+        owns = not request.watch
+        self._follow(run, session, request.after, owns=owns, keeps=owns)
         return run.info
 
     async def _cancel(self, run: Run) -> None:

@@ -98,15 +98,15 @@ class AgentCheckpoints:
         self._asked: dict[str, anyio.Event] = {}
 
     async def asked(self, content: bytes, run: Run | None) -> None:
-        """A kernel waits for an answer, which nobody gives if nobody follows its run."""
+        """A kernel waits for an answer, which nobody gives if no client keeps its checkpoints."""
         token = msgspec.json.decode(content, type=Wanted).token
         answered = self._asked[token] = anyio.Event()
         away = 0
-        while run is not None and run.owned and away < _PATIENCE:
+        while run is not None and run.kept and away < _PATIENCE:
             with anyio.move_on_after(1):
                 await answered.wait()
                 break
-            away = 0 if run.owner is not None else away + 1
+            away = 0 if run.keeper is not None else away + 1
         del self._asked[token]
         await anyio.to_thread.run_sync(self._answer, token)
 

@@ -89,7 +89,7 @@ class Execute(Request):
     ledger: int = 0
     """The client's own number of the run, for whoever collects it."""
     detached: bool = False
-    """Nobody follows the run from its beginning."""
+    """Nobody waits for the run: this client only takes its checkpoints, while it is there."""
     again: bool = False
     """It was cut off on another machine, or in another kernel."""
     watch: tuple[str, str] = ("", "")
@@ -479,6 +479,9 @@ ASKING = "mlinfra_asking"
 
 HANDLED = "mlinfra_handled"
 """The end of a comm message: the kernel has handled it."""
+
+ENDS = frozenset({RESULT, DIED, LEFT, HANDLED})
+"""What comes last of a run, or of a comm message."""
 
 PREPARING = "mlinfra_preparing"
 """What is being done for an environment: content is ``{"text": text}``."""

@@ -31,12 +31,16 @@ _INFO = "run.json"
 
 class Follower:
     """A client that is sent a run's messages above the number ``after``. The one that ``owns``
-    the run will collect it; others only watch."""
+    the run will collect it; others only watch. One that ``keeps`` takes its checkpoints, and gives
+    those of before."""
 
-    def __init__(self, session: LinkSession, journal: Journal, after: int, owns: bool) -> None:
+    def __init__(
+        self, session: LinkSession, journal: Journal, after: int, owns: bool, keeps: bool
+    ) -> None:
         self.session = session
         self.reader = journal.reader(after)
         self.owns = owns
+        self.keeps = keeps
         self.active = True
         self.reading = True
         self.farewell = ""
@@ -70,9 +74,17 @@ class Run:
         return next((it.session for it in self._followers if it.owns and it.connected), None)
 
     @property
-    def owned(self) -> bool:
-        """Whether somebody is going to collect the run, connected or not right now."""
-        return any(it.owns and it.active for it in self._followers)
+    def kept(self) -> bool:
+        """Whether there is a client for the run's checkpoints, connected or not right now."""
+        return any(
+            it.keeps and it.active and it.session.status.state is not State.CLOSED
+            for it in self._followers
+        )
+
+    @property
+    def keeper(self) -> LinkSession | None:
+        """The connected client that takes the run's checkpoints."""
+        return next((it.session for it in self._followers if it.keeps and it.connected), None)
 
     async def publish(self, record: m.Record) -> None:
         """Take a message of the kernel."""
@@ -106,7 +118,7 @@ class Run:
         limit = self.journal.endangered
         return any(it.connected and it.reader.number < limit for it in self._followers)
 
-    def admit(self, session: LinkSession, after: int, *, owns: bool) -> Follower:
+    def admit(self, session: LinkSession, after: int, *, owns: bool, keeps: bool) -> Follower:
         """A new follower; one that owns the run takes it over from the one before."""
         for follower in self._followers:
             if follower.session is session:
@@ -114,7 +126,7 @@ class Run:
             elif owns and follower.owns:
                 follower.dismiss("Another client has taken the run over.")
         self._tidy()
-        follower = Follower(session, self.journal, after, owns)
+        follower = Follower(session, self.journal, after, owns, keeps)
         self._followers.append(follower)
         return follower
 
