@@ -4,6 +4,7 @@ bitwise that of a run that was not cut off."""
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import mlinfra_sdk
-from mlinfra_sdk.checkpoints import announce, notice
+from mlinfra_sdk.checkpoints import announce, device_copies, notice
 from mlinfra_sdk.errors import CheckpointError, RequestError
 
 CUTS = (1, 13, 17)
@@ -106,6 +107,50 @@ def sklearn_run(name: str, cut: int = -1) -> bytes:
             raise Cut
     assert state["model"] is model and state["curve"] is curve
     return bytes(model.coef_.tobytes() + model.intercept_.tobytes() + curve.tobytes())
+
+
+@pytest.mark.parametrize(("room", "held"), [(10**9, 3), (600_000, 2), (0, 0)])
+def test_copies_on_the_device_are_brought_while_training_goes_on(
+    monkeypatch: pytest.MonkeyPatch, room: int, held: int
+) -> None:
+    """The CPU takes the place of a GPU; `tests/gpu` has one."""
+    may_come = threading.Event()
+    brought: list[int] = []
+    bring = device_copies.DeviceCopy.bring
+
+    def later(copy: device_copies.DeviceCopy, target: memoryview) -> None:
+        assert may_come.wait(60)
+        brought.append(copy.nbytes)
+        bring(copy, target)
+
+    monkeypatch.setattr(device_copies, "KINDS", ("cpu",))
+    monkeypatch.setattr(device_copies, "room", lambda device: room)
+    monkeypatch.setattr(device_copies.DeviceCopy, "bring", later)
+
+    def made() -> dict[str, torch.Tensor]:
+        torch.manual_seed(1)
+        wide = torch.randn(256, 512)
+        return {
+            "plain": torch.randn(256, 256),
+            "turned": torch.randn(256, 256).T,
+            "gaps": wide[:, ::2],
+            "small": torch.randn(3),
+            "flags": torch.randn(70) > 0,
+        }
+
+    state: dict[str, Any] = {**made(), "tied": None}
+    state["tied"] = state["plain"].detach()
+    ckpt = mlinfra_sdk.checkpoint("device")
+    ckpt.save(state)
+    for tensor in state.values():
+        tensor.zero_()
+    may_come.set()
+    ckpt.wait()
+    assert brought == [256 * 256 * 4] * held
+    ckpt.restore(state)
+    for name, tensor in made().items():
+        assert state[name].equal(tensor), name
+    assert state["tied"].equal(state["plain"])
 
 
 def test_numpy_and_scikit_learn() -> None:

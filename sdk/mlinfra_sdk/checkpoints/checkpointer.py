@@ -155,6 +155,8 @@ class Checkpointer:
         import msgspec
 
         try:
+            for it in copy.values():
+                it.bring()
             parts = {name: it.store(self.store.chunks) for name, it in copy.items()}
             manifest = msgspec.structs.replace(manifest, parts=parts)
             manifest = self.store.commit(manifest, self.keep)

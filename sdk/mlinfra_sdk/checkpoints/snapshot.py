@@ -1,8 +1,8 @@
 """A quick copy of a state: all that a training loop waits for.
 
 Pickling keeps large buffers (arrays, tensors) outside of the stream; several threads then copy them
-into memory that is kept from one copy to the next. What follows (hashing, writing) works on
-the copy.
+into memory that is kept from one copy to the next. Tensors on a GPU are copied there and brought
+here later. What follows (hashing, writing) works on the copy.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pickle import PickleBuffer
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from cloudpickle import cloudpickle
@@ -23,6 +23,11 @@ from mlinfra_sdk.checkpoints.manifest import Part
 from mlinfra_sdk.errors import CheckpointError, ChunkCorrupt, ChunkMissing
 from mlinfra_sdk.objects.blob import Packed
 from mlinfra_sdk.objects.store import INLINE_LIMIT, ChunkStore
+
+if TYPE_CHECKING:
+    import torch
+
+    from mlinfra_sdk.checkpoints.device_copies import DeviceCopies, DeviceCopy
 
 _PIECE = 8 << 20
 _THREADS = min(4, os.cpu_count() or 1)
@@ -61,11 +66,19 @@ def _memory(size: int) -> memoryview:
 
 
 class Captured(msgspec.Struct, eq=False):
-    """One pickled entry of a state; ``buffers`` lie in an arena."""
+    """One pickled entry of a state; ``buffers`` lie in an arena. Those in ``coming`` have yet to be
+    filled."""
 
     kind: str
     stream: bytes
     buffers: list[memoryview]
+    coming: list[tuple[DeviceCopy, memoryview]] = []
+
+    def bring(self) -> None:
+        """Fill them; the memory on the device is free afterwards."""
+        while self.coming:
+            copy, target = self.coming.pop()
+            copy.bring(target)
 
     def store(self, chunks: ChunkStore) -> Part:
         """Hash and write it."""
@@ -74,23 +87,38 @@ class Captured(msgspec.Struct, eq=False):
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    def __init__(self, file: io.BytesIO) -> None:
-        self.buffers: list[memoryview] = []
+    def __init__(self, file: io.BytesIO, copies: DeviceCopies | None) -> None:
+        self.buffers: list[memoryview | DeviceCopy] = []
+        self._copies = copies
+        self._held: dict[int, tuple[PickleBuffer, DeviceCopy]] = {}
         super().__init__(file, protocol=5, buffer_callback=self._in_band)
 
     def _in_band(self, buffer: PickleBuffer) -> bool:
+        if id(buffer) in self._held:
+            self.buffers.append(self._held[id(buffer)][1])
+            return False
         raw = buffer.raw()
         if raw.nbytes < INLINE_LIMIT:
             return True
         self.buffers.append(raw)
         return False
 
+    def _hold(self, flat: torch.Tensor) -> PickleBuffer | None:
+        if self._copies is None or flat.numel() * flat.element_size() < INLINE_LIMIT:
+            return None
+        copy = self._copies.take(flat)
+        if copy is None:
+            return None
+        stand_in = PickleBuffer(b"")
+        self._held[id(stand_in)] = stand_in, copy
+        return stand_in
+
     def reducer_override(self, obj: object) -> Any:
         torch = sys.modules.get("torch")
         if torch is not None and isinstance(obj, torch.Tensor):
             from mlinfra_sdk.checkpoints.tensors import reduce_tensor
 
-            reduced = reduce_tensor(obj)
+            reduced = reduce_tensor(obj, self._hold)
             if reduced is not None:
                 return reduced
         return super().reducer_override(obj)
@@ -101,11 +129,12 @@ def capture(values: Mapping[str, tuple[str, Any]], arena: Arena) -> dict[str, Ca
     pickled."""
     arena.rewind()
     captured: dict[str, Captured] = {}
+    device_copies = _device_copies()
     copies: dict[tuple[int, int], memoryview] = {}
     todo: list[tuple[memoryview, memoryview]] = []
     for name, (kind, value) in values.items():
         file = io.BytesIO()
-        pickler = _Pickler(file)
+        pickler = _Pickler(file, device_copies)
         try:
             pickler.dump(value)
         except Exception as error:
@@ -114,20 +143,33 @@ def capture(values: Mapping[str, tuple[str, Any]], arena: Arena) -> dict[str, Ca
                 f"({type(error).__name__}: {error}).",
                 hint="Leave it out, and make it anew before the loop.",
             ) from error
-        buffers = []
+        buffers, coming = [], []
         for raw in pickler.buffers:
             key = _address(raw), raw.nbytes  # tied weights are one memory
             if key not in copies or not key[0]:
                 copies[key] = arena.take(raw.nbytes)
-                todo.append((copies[key], raw))
+                if isinstance(raw, memoryview):
+                    todo.append((copies[key], raw))
+                else:
+                    coming.append((raw, copies[key]))
             buffers.append(copies[key])
-        captured[name] = Captured(kind, file.getvalue(), buffers)
+        captured[name] = Captured(kind, file.getvalue(), buffers, coming)
     _copy(todo)
     arena.trim()
     return captured
 
 
-def _address(raw: memoryview) -> int:
+def _device_copies() -> DeviceCopies | None:
+    if "torch" not in sys.modules:
+        return None
+    from mlinfra_sdk.checkpoints.device_copies import DeviceCopies
+
+    return DeviceCopies()
+
+
+def _address(raw: memoryview | DeviceCopy) -> int:
+    if not isinstance(raw, memoryview):
+        return -id(raw)
     numpy = sys.modules.get("numpy")
     return int(numpy.frombuffer(raw, "u1").ctypes.data) if numpy is not None else 0
 

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 
 Reduced = tuple[Callable[..., torch.Tensor], tuple[Any, ...]]
+Hold = Callable[[torch.Tensor], PickleBuffer | None]
 
 
-def reduce_tensor(tensor: torch.Tensor) -> Reduced | None:
-    """How to pickle a dense tensor, else None. A tensor of another device is copied to the CPU
-    here; one on the CPU refers to its memory, which is copied by whoever collects buffers."""
+def reduce_tensor(tensor: torch.Tensor, hold: Hold) -> Reduced | None:
+    """How to pickle a dense tensor, else None. One on the CPU refers to its memory, which is copied
+    by whoever collects buffers. One of another device is copied to the CPU here, unless ``hold``
+    takes its elements, in the order of its memory, and gives a buffer that stands for them."""
     if (
         type(tensor) not in (torch.Tensor, torch.nn.Parameter)
         or tensor.layout != torch.strided
@@ -22,13 +24,16 @@ def reduce_tensor(tensor: torch.Tensor) -> Reduced | None:
         or tensor.device.type == "meta"
     ):
         return None
-    host = tensor.detach().cpu().resolve_conj().resolve_neg()
-    if not host.is_contiguous() and not _is_dense(host):
-        host = host.contiguous()
-    flat = host.as_strided((host.numel(),), (1,))
-    data: Any = flat.view(torch.uint8).numpy() if host.numel() else b""
+    dense = tensor.detach().resolve_conj().resolve_neg()
+    if not dense.is_contiguous() and not _is_dense(dense):
+        dense = dense.contiguous()
+    flat = dense.as_strided((dense.numel(),), (1,))
+    buffer = hold(flat)
+    if buffer is None:
+        data: Any = flat.cpu().view(torch.uint8).numpy() if dense.numel() else b""
+        buffer = PickleBuffer(data)
     parameter = type(tensor) is torch.nn.Parameter
-    arguments = (PickleBuffer(data), host.dtype, tuple(host.shape), host.stride())
+    arguments = (buffer, dense.dtype, tuple(dense.shape), dense.stride())
     return make_tensor, (*arguments, tensor.requires_grad, parameter)
 
 
