@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -116,11 +117,13 @@ def test_copies_on_the_device_are_brought_while_training_goes_on(
     """The CPU takes the place of a GPU; `tests/gpu` has one."""
     may_come = threading.Event()
     brought: list[int] = []
+    on_device: list[weakref.ref[Any]] = []
     bring = device_copies.DeviceCopy.bring
 
     def later(copy: device_copies.DeviceCopy, target: memoryview) -> None:
         assert may_come.wait(60)
         brought.append(copy.nbytes)
+        on_device.append(weakref.ref(copy._copy))
         bring(copy, target)
 
     monkeypatch.setattr(device_copies, "KINDS", ("cpu",))
@@ -147,6 +150,7 @@ def test_copies_on_the_device_are_brought_while_training_goes_on(
     may_come.set()
     ckpt.wait()
     assert brought == [256 * 256 * 4] * held
+    assert [it() for it in on_device] == [None] * held  # also before garbage is collected
     ckpt.restore(state)
     for name, tensor in made().items():
         assert state[name].equal(tensor), name

@@ -18,18 +18,20 @@ class DeviceCopy:
 
     def __init__(self, flat: torch.Tensor) -> None:
         self._module: Any = getattr(torch, flat.device.type)
-        self._copy = flat.clone()
+        self._copy: torch.Tensor | None = flat.clone()
         self._made = self._module.Event()
         self._made.record(self._module.current_stream(flat.device))
         self.nbytes = flat.numel() * flat.element_size()
 
     def bring(self, target: memoryview) -> None:
-        """Copy it to the host, in any thread. On a stream of its own: training's work on the device
-        goes on meanwhile."""
-        stream = self._module.Stream(self._copy.device)
+        """Copy it to the host, in any thread, and free the memory on the device. On a stream of its
+        own: training's work on the device goes on meanwhile."""
+        copy, self._copy = self._copy, None
+        assert copy is not None, "it has been brought before"
+        stream = self._module.Stream(copy.device)
         with self._module.stream(stream):
             self._made.wait(stream)
-            torch.frombuffer(target, dtype=torch.uint8).copy_(self._copy.view(torch.uint8))
+            torch.frombuffer(target, dtype=torch.uint8).copy_(copy.view(torch.uint8))
 
 
 class DeviceCopies:

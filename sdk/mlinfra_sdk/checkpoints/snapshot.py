@@ -75,7 +75,7 @@ class Captured(msgspec.Struct, eq=False):
     coming: list[tuple[DeviceCopy, memoryview]] = []
 
     def bring(self) -> None:
-        """Fill them; the memory on the device is free afterwards."""
+        """Fill them."""
         while self.coming:
             copy, target = self.coming.pop()
             copy.bring(target)

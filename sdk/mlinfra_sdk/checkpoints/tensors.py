@@ -24,7 +24,10 @@ def reduce_tensor(tensor: torch.Tensor, hold: Hold) -> Reduced | None:
         or tensor.device.type == "meta"
     ):
         return None
-    dense = tensor.detach().resolve_conj().resolve_neg()
+    dense = tensor.detach()
+    if dense.device.type not in ("cpu", "cuda"):
+        dense = dense.cpu()
+    dense = dense.resolve_conj().resolve_neg()
     if not dense.is_contiguous() and not _is_dense(dense):
         dense = dense.contiguous()
     flat = dense.as_strided((dense.numel(),), (1,))
