@@ -15,6 +15,7 @@ import pytest
 import torch
 from faulty import Recorder
 
+import mlinfra_sdk
 from mlinfra_sdk import Session
 from mlinfra_sdk.catalog import catalog
 from mlinfra_sdk.errors import RequestError
@@ -283,3 +284,17 @@ def test_training_on_the_gpu_goes_on_bitwise(tmp_path: Path) -> None:
     )
     assert len(whole) == 60 and killed == whole
     assert all(torch.equal(weights[name], same[name]) for name in weights)
+
+
+def test_a_save_copies_on_the_gpu_and_frees_it() -> None:
+    state = {"weights": torch.ones(64 << 20, device="cuda")}
+    before = torch.cuda.memory_allocated()
+    ckpt = mlinfra_sdk.checkpoint("copies")
+    with torch.cuda.stream(torch.cuda.Stream()):
+        state["weights"].add_(1)
+        ckpt.save(state)
+        state["weights"].zero_()
+    ckpt.wait()
+    assert torch.cuda.memory_allocated() == before
+    ckpt.restore(state)
+    assert (state["weights"] == 2).all()
