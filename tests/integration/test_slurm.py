@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import anyio
 import pytest
 from faulty import Recorder
 from live import until
@@ -62,6 +64,27 @@ class TestSlurm(ProviderSuite):
     def broken(self) -> Iterator[None]:
         with without_folder_for_machines(data_dir() / "host"):
             yield
+
+    def test_a_launch_that_is_cancelled_while_it_submits_leaves_nothing(
+        self, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        slow, submitted = tmp_path / "sbatch", tmp_path / "submitted"
+        slow.write_text(
+            f'#!/bin/sh\n{shutil.which("sbatch")} "$@" || exit\n'
+            f'case "$*" in *--test-only*) ;; *) : >{submitted}; sleep 1 ;; esac\n'
+        )
+        slow.chmod(0o700)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+        async def cancelled() -> None:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self.launched, "cancelled")
+                while not submitted.exists():
+                    await anyio.sleep(0.01)
+                tasks.cancel_scope.cancel()
+
+        portal().call(cancelled())
+        assert submitted.exists() and jobs(cluster) == []
 
 
 def jobs(cluster: Cluster, form: str = "%i") -> list[str]:

@@ -48,6 +48,8 @@ _UNCLAIMED = 900
 """Seconds after which a job ends that nobody has given an agent."""
 _NOTICE = 60
 """Seconds before its time limit at which the agent is told to end."""
+_SUBMITTING = 60.0
+"""Seconds that `sbatch` may take."""
 _START_SECONDS = 5.0
 _WAITING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD"})
 _ENDS = {
@@ -193,11 +195,11 @@ class SlurmProvider(ExecProvider):
                 found = _fitting(offer.gpu, await _gres(login, self._options.partition))
                 gres = (found, offer.gpu.count) if found is not None else None
             job = await self._submit(login, request, key, gres)
+        try:
             first = (await _jobs(login)).get(key, job)
             if first != job:  # another launch of this key was quicker
                 await _cancel(login, job)
                 job = first
-        try:
             await _until_running(login, job)
             data = {"host": self._options.host, "job": job, "pipe": _pipe(key, job)}
             return await self.start_agent(
@@ -242,7 +244,15 @@ class SlurmProvider(ExecProvider):
         arguments = [*self._arguments(request, gres), f"--comment={key}", "--parsable"]
         lines = spawner.script(_pipe(key, "$SLURM_JOB_ID"), _UNCLAIMED)
         command = f"printf '%s\\n' {shlex.join(lines)} | {shlex.join(['sbatch', *arguments])} 2>&1"
-        said = await shell(login, command)
+        said: list[str] = []
+        # Cut off in its midst, it may leave a job that nobody knows of.
+        with anyio.move_on_after(_SUBMITTING, shield=True) as limit:
+            said = await shell(login, command)
+        if limit.cancelled_caught:
+            raise ProviderError(
+                f"Slurm has not taken the job within {_SUBMITTING:.0f} s.",
+                hint="If it does so later, the next session or `mlinfra sweep` ends that job.",
+            )
         # Job submission plug-ins may say more before it.
         match = re.fullmatch(r"(\d+)(;.*)?", said[-1]) if said else None
         if match is None:
