@@ -28,7 +28,7 @@ FOR_EVER = "import time\nwhile True: time.sleep(0.05)"
 LEASE = 10.0
 ENDS: dict[str, tuple[dict[str, object], float, str]] = {
     "idle": ({"idle": 2.0}, 2.0, "idle for 2 s"),
-    "time": ({"time": 4.0}, 4.0, "its time of 4 s was over"),
+    "time": ({"time": 15.0}, 15.0, "its time of 15 s was over"),
     "lease": ({}, LEASE, "no client for 10 s"),
     # At 3.60 USD an hour, so that there is time to start on a busy computer, too.
     "budget": ({"machine_budget": 15_000}, 14.0, "its budget was spent: machine_budget=$0.0150"),

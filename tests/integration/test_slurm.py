@@ -111,6 +111,9 @@ def test_a_job_runs_cells_and_ends_with_its_session(cluster: Cluster) -> None:
         it.push(x=[1])
         it.run("import os; x.append(2); job = os.environ['SLURM_JOB_ID']")
         assert it.namespace["x"] == [1, 2]
+        # By this the agent tells the limit's signal from that of a preemption.
+        it.run("import time; left = int(os.environ['SLURM_JOB_END_TIME']) - time.time()")
+        assert 0 < it.namespace["left"] <= 601
         assert jobs(cluster, "%i|%j|%T|%l") == [f"{it.namespace['job']}|mlinfra|RUNNING|10:00"]
         machine = it.machine
         assert machine is not None

@@ -48,6 +48,9 @@ _UNCLAIMED = 900
 """Seconds after which a job ends that nobody has given an agent."""
 _NOTICE = 60
 """Seconds before its time limit at which the agent is told to end."""
+_SHORTEST = 3
+"""Minutes of the shortest limit: Slurm's signal may come two before it, and an idle agent ends with
+that, which would be before its own time."""
 _SUBMITTING = 60.0
 """Seconds that `sbatch` may take."""
 _START_SECONDS = 5.0
@@ -215,13 +218,17 @@ class SlurmProvider(ExecProvider):
                 await _cancel(login, job)
             raise
 
+    def _minutes(self, request: Request, gres: tuple[_Gres, int] | None) -> int:
+        """The job's time limit."""
+        seconds = longest(request, self._price(request))
+        if seconds is None:
+            return math.ceil(min(_LONGEST, gres[0].longest if gres else _LONGEST) / 60)
+        return max(_SHORTEST, math.ceil(seconds / 60))
+
     def _arguments(self, request: Request, gres: tuple[_Gres, int] | None) -> list[str]:
         options = self._options
         partition = options.partition or (gres[0].partition if gres else "")
-        seconds = longest(request, self._price(request))
-        if seconds is None:
-            seconds = min(_LONGEST, gres[0].longest if gres else _LONGEST)
-        minutes = max(1, math.ceil(seconds / 60))
+        minutes = self._minutes(request, gres)
         named = {
             "job-name": _NAME,
             "output": "/dev/null",
@@ -242,7 +249,13 @@ class SlurmProvider(ExecProvider):
         self, login: Remote, request: Request, key: str, gres: tuple[_Gres, int] | None
     ) -> str:
         arguments = [*self._arguments(request, gres), f"--comment={key}", "--parsable"]
-        lines = spawner.script(_pipe(key, "$SLURM_JOB_ID"), _UNCLAIMED)
+        # Older Slurms do not tell a job its end, by which the agent knows what a signal means.
+        seconds = 60 * self._minutes(request, gres)
+        end = (
+            f': "${{SLURM_JOB_END_TIME:=$(($(date +%s) + {seconds}))}}"; export SLURM_JOB_END_TIME'
+        )
+        shebang, *rest = spawner.script(_pipe(key, "$SLURM_JOB_ID"), _UNCLAIMED)
+        lines = [shebang, end, *rest]
         command = f"printf '%s\\n' {shlex.join(lines)} | {shlex.join(['sbatch', *arguments])} 2>&1"
         said: list[str] = []
         # Cut off in its midst, it may leave a job that nobody knows of.
