@@ -5,7 +5,7 @@ convolutional network and of a transformer block in a remote cell (measured by i
 `track`, as every run is) beside the same function called here; the same on this computer's
 processor; 1 GiB of CUDA memory there and back beside copies through ordinary memory; how long a
 save of 500 MB and 2 GB of CUDA parameters holds the loop beside ``torch.save`` and
-``torch.distributed.checkpoint.async_save``.
+``torch.distributed.checkpoint.async_save``; what checkpoints cost a training on the GPU.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 from benchmarks.checkpoints import STATES, holds
 from benchmarks.harness import Figure, median, say
+from benchmarks.streaming import gpu as streaming
 
 ROUNDS = 5
 SECONDS = 3.0
@@ -33,6 +34,7 @@ def main() -> list[Figure]:
         figures += tensors()
         for name, count in STATES.items():
             figures += holds(f"{name} of CUDA", count, Path(folder), device="cuda")
+        figures.append(streaming())
         return figures
 
 

@@ -4,7 +4,8 @@ The same training in remote cells, in turns: without checkpoints, and in ``ckpt.
 checkpoints are copied, hashed, written there, sent here and written here while the training goes
 on. Client and machine are this computer. So once training has one core, the client another, and
 the machine's own work competes with training; once a core is free, as it is where a GPU trains; and
-once training takes all cores, which pay for the machine and the client.
+once training takes all cores, which pay for the machine and the client. The training of ``gpu``,
+part of the suite of that name, is on a GPU.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from mlinfra_sdk.session import Session
 
 ROUNDS = 6
 WIDTH, LAYERS = 2000, 4
+BATCH = {"cpu": 64, "cuda": 16384}
 EVERY_S = 15
 SECONDS = 25
 GOAL = 0.97
@@ -31,14 +33,17 @@ TRAIN = """
 import time, torch, mlinfra_sdk
 torch.set_num_threads({threads})
 torch.manual_seed(0)
-model = torch.nn.Sequential(*[torch.nn.Linear({width}, {width}) for _ in range({layers})])
+layers = [torch.nn.Linear({width}, {width}) for _ in range({layers})]
+model = torch.nn.Sequential(*layers).to({device!r})
 optimizer = torch.optim.AdamW(model.parameters())
-batch = torch.randn(64, {width})
+batch = torch.randn({batch}, {width}, device={device!r})
 
 def train():
     optimizer.zero_grad()
-    model(batch).square().mean().backward()
+    loss = model(batch).square().mean()
+    loss.backward()
     optimizer.step()
+    loss.item()
 
 for _ in range(5):
     train()
@@ -53,7 +58,7 @@ for step in steps:
     last = time.perf_counter()
 rate = (step + 1) / (last - began)
 size = sum(it.numel() * it.element_size() for it in model.parameters()) * 3
-del model, optimizer, batch, train
+del layers, model, optimizer, batch, train
 """
 
 
@@ -80,10 +85,17 @@ def main() -> list[Figure]:
         return figures
 
 
+def gpu() -> Figure:
+    """The figure of a training on the GPU, with the processor's other cores free."""
+    with _session("any") as session:
+        where = f"a GPU and {os.cpu_count()} cores, shared with a client"
+        return _cost(session, 1, where, "cuda", rounds=4)
+
+
 @contextlib.contextmanager
-def _session() -> Iterator[Session]:
+def _session(gpu: str | None = None) -> Iterator[Session]:
     """With a machine that has trained already."""
-    with Session(namespace={}, isolate=True, env="none") as session:
+    with Session(namespace={}, gpu=gpu, isolate=True, env="none") as session:
         _rate(session, 1, 10)
         yield session
 
@@ -94,13 +106,15 @@ def _confine(cores: list[int]) -> None:
         os.sched_setaffinity(int(thread), cores)
 
 
-def _cost(session: Session, threads: int, where: str) -> Figure:
-    steps = max(10, int(SECONDS * _rate(session, threads, 20)))
+def _cost(
+    session: Session, threads: int, where: str, device: str = "cpu", rounds: int = ROUNDS
+) -> Figure:
+    steps = max(10, int(SECONDS * _rate(session, threads, 20, device=device)))
     rates: dict[bool, list[float]] = {False: [], True: []}
-    for number in range(ROUNDS):
+    for number in range(rounds):
         for saves in (False, True) if number % 2 else (True, False):
             name = f"{len(where)}-{threads}-{number}" if saves else ""
-            rates[saves].append(_rate(session, threads, steps, name))
+            rates[saves].append(_rate(session, threads, steps, name, device))
         say(f"{where}: {rates[False][-1]:.3g} and {rates[True][-1]:.3g} steps/s")
     plain, ours = median(rates[False]), median(rates[True])
     ratios = sorted(b / a for a, b in zip(rates[False], rates[True], strict=True))
@@ -112,16 +126,17 @@ def _cost(session: Session, threads: int, where: str) -> Figure:
         {"no checkpoints": plain},
         f">= {GOAL}",
         median(ratios) >= GOAL,
-        f"{ROUNDS} pairs of runs of {SECONDS} s: median {median(ratios):.2f}, "
+        f"{rounds} pairs of runs of {SECONDS} s: median {median(ratios):.2f}, "
         f"{ratios[0]:.2f} to {ratios[-1]:.2f}",
     )
 
 
-def _rate(session: Session, threads: int, steps: int, name: str = "") -> float:
+def _rate(session: Session, threads: int, steps: int, name: str = "", device: str = "cpu") -> float:
     """Steps per second of one training; its checkpoints are all here when this returns."""
     code = TRAIN.format(
-        threads=threads, width=WIDTH, layers=LAYERS, steps=steps, every=EVERY_S, name=name
-    )
+        threads=threads, width=WIDTH, layers=LAYERS, steps=steps, every=EVERY_S, name=name,
+        device=device, batch=BATCH[device],
+    )  # fmt: skip
     session.run(code)
     end = time.monotonic() + PATIENCE_S
     while name and [it.step for it in CheckpointStore.default().history(name)] != [steps]:
