@@ -63,6 +63,12 @@ class KernelFrontend:
             self._card.heard(msgspec.json.decode(record.content, type=Reading))
         else:
             self._card.usage = msgspec.json.decode(record.content, type=RunUsage)
+        self._redraw_in_background()
+
+    def _redraw_in_background(self) -> None:
+        """Nobody waits for such a run and redraws its card meanwhile."""
+        if self._card is not None and self._card.background and self._card_id:
+            self.show()
 
     def _capture_here(self, content: dict[str, Any], run: str) -> None:
         """An Output widget names the message whose outputs it takes: over there, the run."""
@@ -157,6 +163,7 @@ class KernelFrontend:
         """Tell it on the card, with its next drawing."""
         if self._card is not None:
             self._card.safe = name, step, at
+            self._redraw_in_background()
 
     def tick(self) -> None:
         """Redraw the card."""

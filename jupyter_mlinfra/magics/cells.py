@@ -9,7 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mlinfra_sdk.errors import BudgetSpent, KernelDied, MachineLost, MlinfraError, RunDetached
+from mlinfra_sdk.errors import (
+    BudgetSpent,
+    KernelDied,
+    MachineLost,
+    MlinfraError,
+    RunCancelled,
+    RunDetached,
+)
 from mlinfra_sdk.frontend import Console, Frontend
 from mlinfra_sdk.jobs import RunHandle
 from mlinfra_sdk.ledger.history import cell_key
@@ -18,9 +25,6 @@ from mlinfra_sdk.namespace.analysis import CellNames, cell_names
 from mlinfra_sdk.running import Outcome, Result
 from mlinfra_sdk.session import Session
 from mlinfra_sdk.spec import Request
-from mlinfra_sdk.worker import messages
-from mlinfra_sdk.worker.messages import Record
-from mlinfra_sdk.worker.runs import status_after
 from mlinfra_sdk.worker.watchdog import End
 
 from ..cards import RunState
@@ -220,15 +224,17 @@ def _finish(session: Session, frontend: Frontend, card: RunState | None, phase: 
 def _phase_after(handle: RunHandle) -> Phase | None:
     """How a run that was followed has ended, as far as it has."""
     match handle.ending():
+        case None:
+            return None
         case Outcome(reply={"status": "ok"}):
             return "done"
-        case Outcome(reply={"ename": "KeyboardInterrupt"}):
+        case Outcome(reply={"ename": "KeyboardInterrupt"}) | RunCancelled():
             return "interrupted"
         case Outcome():
             return "error"
-        case Record(msg_type=messages.DIED) as record:
-            return "interrupted" if status_after(record) == "cancelled" else "lost"
-    return None
+        case RunDetached():
+            return "detached"
+    return "lost"
 
 
 def _show_without_frames(error: KeyboardInterrupt) -> None:

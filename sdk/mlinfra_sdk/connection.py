@@ -30,7 +30,7 @@ from mlinfra_sdk.errors import (
     WrongGpu,
 )
 from mlinfra_sdk.frontend import Console, Frontend
-from mlinfra_sdk.jobs import Background
+from mlinfra_sdk.jobs import Job, LostJob
 from mlinfra_sdk.ledger import Ledger
 from mlinfra_sdk.ledger.usage import measurements
 from mlinfra_sdk.machines import ends, lifecycle, transfers, versions
@@ -43,6 +43,7 @@ from mlinfra_sdk.machines.sweeper import sweeper
 from mlinfra_sdk.namespace.delta import Outputs
 from mlinfra_sdk.namespace.sync import LocalNamespace
 from mlinfra_sdk.objects.store import ChunkStore
+from mlinfra_sdk.providers.base import Status
 from mlinfra_sdk.running import Running, follow
 from mlinfra_sdk.safekeeping import Safekeeping
 from mlinfra_sdk.spec import Request
@@ -104,9 +105,13 @@ class Connection:
         self._ends: list[End] = []
         """What the machine has said of its ends, at the monotonic time ``_told``."""
         self._told = self._kept = 0.0
-        self._unattended = False
-        """Whether a detached run was started, and none attached since."""
-        self._backgrounds: dict[str, Background] = {}
+        self._jobs: dict[str, Job] = {}
+        """Runs that were started here and have not ended, and nobody waits for, by their names on
+        the machine."""
+        self._lost_jobs: list[LostJob] = []
+        """Of those, what was cut off and has not been seen to yet."""
+        self._ended_with: dict[str, Status] = {}
+        """How machines ended that were found to be gone, by their ids."""
         self._shared_store = False
         self._placed = Placed()
         self._local = self._new_namespace(shared_fs=False)
@@ -160,7 +165,7 @@ class Connection:
     def next_end(self) -> End | None:
         """When the machine stops if nothing happens any more, as far as this side knows; None
         without a machine, or while something goes on there that nobody waits for."""
-        if self._machine is None or self.client is None or self._backgrounds or self._unattended:
+        if self._machine is None or self.client is None or self._jobs:
             return None
         now = time.monotonic()
         idle = self.request.idle
@@ -211,6 +216,7 @@ class Connection:
     def stop(self) -> None:
         """Stop the machine and close it in the ledger. The next run starts a new one."""
         lifetime.closed(self)
+        self._give_up_jobs()
         machine, self._machine = self._machine, None
         client = self._client
         if machine is not None and client is not None and client.closed is None:
@@ -228,11 +234,19 @@ class Connection:
             self.stop()
         elif self._client is not None:
             lifetime.closed(self)
+            self._give_up_jobs()
             client, kernel = self._client, self._kernel
             if kernel not in kernels:
                 with contextlib.suppress(*_FAILURES):
                     client.send(m.CloseKernel(client.next_id(), kernel)).result(5)
             self._disconnect("the session was closed")
+
+    def _give_up_jobs(self) -> None:
+        """What becomes of them from now on is not for this session to see to."""
+        for job in [*self._jobs.values(), *(lost.job for lost in self._lost_jobs)]:
+            job.watched = False
+        self._jobs.clear()
+        self._lost_jobs.clear()
 
     def abandon(self) -> None:
         """In a forked child: the machine is the parent's, the next run starts another one."""
@@ -240,7 +254,7 @@ class Connection:
         self._machine = self._client = self._ledger = self._death = None
         self._name = self._synced = ""
         self._generation = self._former = 0
-        self._backgrounds.clear()
+        self._give_up_jobs()
         self._files.disconnected()
         self._local.forget("it belongs to the parent process")
 
@@ -467,6 +481,7 @@ class Connection:
         status = portal().call(machine.provider.status(machine.handle))
         if not status.alive:
             self._machine = None
+            self._ended_with[machine.id] = status
             self._disconnect("its machine has ended")
             lifecycle.close_lost(self.ledger, machine, status)
             portal().call(machine.provider.stop(machine.handle))

@@ -28,6 +28,7 @@ from mlinfra_sdk.errors import (
 )
 from mlinfra_sdk.frontend import Frontend
 from mlinfra_sdk.machines.client import AgentClient
+from mlinfra_sdk.machines.lifecycle import LiveMachine
 from mlinfra_sdk.machines.portal import portal
 from mlinfra_sdk.namespace.delta import Inputs, Outputs
 from mlinfra_sdk.namespace.imports import modules_of
@@ -81,7 +82,7 @@ class Exchange(Connection):
         try:
             ended = follow(client, self._kernel, run, frontend, self._spending.look)
         except LinkClosed as error:
-            raise self._left_alone(run.name, error) from None
+            raise self._left_alone(self._machine, run.name, error) from None
         except KernelDied as error:
             self._forget_kernel(error.message)
             raise NotBegun from error
@@ -92,13 +93,18 @@ class Exchange(Connection):
         raise self._failure(client, run.name, ended)
 
     def _failure(self, client: AgentClient, run: str, end: m.Record) -> MlinfraError:
-        """What to say of a run that has no result; if nothing more comes of it, the machine may
-        forget it."""
+        """The same as :meth:`_reason`; if nothing more comes of the run, the machine may forget
+        it."""
+        if end.msg_type != m.LEFT:
+            client.send(m.Collected(client.next_id(), run))
+        return self._reason(client, end)
+
+    def _reason(self, client: AgentClient, end: m.Record) -> MlinfraError:
+        """What to say of a run that has no result."""
         content = msgspec.json.decode(end.content)
         reason, status = content["reason"], content.get("status")
         if end.msg_type == m.LEFT:
             return RunDetached(reason, hint="`%remote runs` lists what is still there.")
-        client.send(m.Collected(client.next_id(), run))
         if status == "cancelled":
             return RunCancelled(reason)
         if content.get("machine"):
@@ -121,7 +127,7 @@ class Exchange(Connection):
         imports: frozenset[str] = frozenset(),
     ) -> Result:
         safe, again = Safe(), False
-        with self._lock:
+        with self._lock, contextlib.ExitStack() as until_then:
             while True:
                 try:
                     return self._tried(
@@ -135,6 +141,7 @@ class Exchange(Connection):
                     if not accident or not safe.goes_on(self.request.recover):
                         raise
                     again = True
+                    until_then.enter_context(self._spending.going_on())
                     content = {"name": "stderr", "text": marker(error, safe)}
                     encoded = msgspec.json.encode(content)
                     frontend.publish(m.Record(self._kernel, "", 0, "stream", encoded))
@@ -162,6 +169,7 @@ class Exchange(Connection):
         safe: Safe,
         again: bool,
     ) -> Result:
+        self._go_on_with_jobs()
         self._spending.cell = cell
         client, prepare = self._prepared(prepare, imports, frontend)
         self._spending.before_run(frontend)
@@ -213,6 +221,9 @@ class Exchange(Connection):
         frontend.moved(sent, received, up, down)
         return result
 
+    def _go_on_with_jobs(self) -> None:
+        """Begin again what was lost of the runs that nobody waits for: see ``Resuming``."""
+
     def _place_data(self, client: AgentClient, frontend: Frontend) -> None:
         """Have the datasets of the request on the machine."""
         request, files = self.request, self._files
@@ -253,13 +264,15 @@ class Exchange(Connection):
         result.report.warnings += files.warnings
         return files
 
-    def _left_alone(self, run: str, error: LinkClosed) -> MlinfraError:
+    def _left_alone(self, machine: LiveMachine | None, run: str, error: LinkClosed) -> MlinfraError:
         """What to say of a run whose machine cannot be reached any more."""
-        machine = self._machine
         if machine is not None:
-            status = portal().call(machine.provider.status(machine.handle))
+            status = self._ended_with.get(machine.id) or portal().call(
+                machine.provider.status(machine.handle)
+            )
             if not status.alive:
-                self._local.forget(f"its machine has ended: {status.reason}")
+                if machine.id == self._synced:
+                    self._local.forget(f"its machine has ended: {status.reason}")
                 return _ended(
                     f"The machine {machine.name} has ended: {status.reason}.", status.reason
                 )

@@ -125,7 +125,7 @@ class Console:
 
     def confirm(self, question: str) -> bool | None:
         """At a terminal."""
-        if sys.stdin is None or not sys.stdin.isatty():
+        if not self.allow_stdin or sys.stdin is None or not sys.stdin.isatty():
             return None
         print(question, file=sys.stderr, flush=True)
         return is_yes(self.ask(ASK, password=False))

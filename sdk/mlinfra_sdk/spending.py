@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 import msgspec
@@ -56,11 +57,24 @@ class Spending:
         self._terms: tuple[int | None, ...] = ()
         """The budgets that it was asked of."""
         self._warned: set[str] = set()
+        self._agreed: set[str] = set()
+        """What the user has said yes to in this session."""
+        self._goes_on = False
+
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        """Machines that are started in here are for a run that was cut off: what its user has
+        agreed to holds for them, too, since by now there may be nobody to be asked."""
+        before, self._goes_on = self._goes_on, True
+        try:
+            yield
+        finally:
+            self._goes_on = before
 
     def acquire(self, name: str, frontend: Frontend) -> LiveMachine:
         """The machine; the user is asked before one is started that costs much. Raises
         :class:`NotConfirmed` and :class:`BudgetSpent`."""
-        agreed: set[str] = set()
+        agreed = set(self._agreed) if self._goes_on else set()
         while True:
             try:
                 return shown_while_waiting(
@@ -84,6 +98,7 @@ class Spending:
             if not answer:
                 raise question.refused("you said no")
             agreed |= consent.keys(question)
+            self._agreed |= agreed
             if question.remember:
                 consent.remember(question)
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 import time
 from collections.abc import Callable
 
 from mlinfra_sdk import spec
-from mlinfra_sdk.errors import KernelDied, LinkClosed, RequestError, RunDetached
-from mlinfra_sdk.exchange import Exchange, NotBegun, encode_inputs, new_number, status_of
+from mlinfra_sdk.errors import LinkClosed, Lost, RequestError, RunDetached
+from mlinfra_sdk.exchange import NotBegun, status_of
 from mlinfra_sdk.frontend import Console, Frontend
-from mlinfra_sdk.jobs import Background, RunHandle
+from mlinfra_sdk.jobs import Background, Job, RunHandle
 from mlinfra_sdk.machines.client import AgentClient
 from mlinfra_sdk.machines.portal import portal
 from mlinfra_sdk.namespace.analysis import CellNames
 from mlinfra_sdk.namespace.delta import Inputs
+from mlinfra_sdk.namespace.imports import modules_of
+from mlinfra_sdk.resuming import Resuming
 from mlinfra_sdk.running import Outcome, Result, Running, interrupts_held, interrupts_raised
 from mlinfra_sdk.safekeeping import Safe
 from mlinfra_sdk.worker import messages as m
@@ -23,7 +24,7 @@ from mlinfra_sdk.worker import messages as m
 _OF_LEDGER = ("done", "error", "interrupted")
 
 
-class Unattended(Exchange):
+class Unattended(Resuming):
     """Also starts runs that nobody waits for, and brings them back."""
 
     def start(
@@ -38,82 +39,46 @@ class Unattended(Exchange):
         new_kernel: bool = False,
     ) -> RunHandle:
         """Run a cell without waiting for it. With a ``frontend`` its outputs appear there as they
-        come; without one they are not shown until :meth:`attach`, and only its checkpoints come
-        here, while this session lasts. Runs of one kernel wait for each other; ``new_kernel``
-        gives it one of its own."""
+        come; without one they are not shown until :meth:`attach`. Runs of one kernel wait for each
+        other; ``new_kernel`` gives it one of its own.
+
+        While this session lasts its checkpoints come here, and it is begun again when its machine
+        or kernel is lost by accident, as ``recover=`` says: with the variables that it got at its
+        start."""
+        background = None if frontend is None else Background(frontend.publish)
+        job = Job(code, count, label, cell, new_kernel, self.request, frontend, background)
         with self._lock:
             try:
-                return self._start(code, names, count, frontend, label, cell, new_kernel)
+                return self._start(job, names)
             except NotBegun:
-                return self._start(code, names, count, frontend, label, cell, new_kernel)
+                return self._start(job, names)
 
-    def _start(
-        self,
-        code: str,
-        names: CellNames,
-        count: int,
-        frontend: Frontend | None,
-        label: str,
-        cell: str,
-        new_kernel: bool,
-    ) -> RunHandle:
-        with self._lock:
+    def _start(self, job: Job, names: CellNames) -> RunHandle:
+        def prepare() -> Inputs:
+            return self._local.prepare(names, job.code)
 
-            def prepare() -> Inputs:
-                return self._local.prepare(names, code)
-
-            shown_by = frontend or Console()
-            self._spending.cell = cell
-            client, supply = self._prepared(prepare, names.imports, shown_by)
-            self._spending.before_run(shown_by, all_of_it=frontend is None)
-            self._place_data(client, shown_by)
-            self._files.before_run(self.request, shown_by)
-            try:
-                if new_kernel:
-                    self._local.abandon()
-                    supply = prepare
-                inputs = self._supply(client, supply, shown_by)
-            finally:
-                self._local.abandon()
-            run, kernel = secrets.token_hex(4), self._kernel
-            if new_kernel:
-                kernel = client.ask(self._opening(client, ""), m.KernelInfo).kernel
-            background = None
-            ledger_run = new_number()
-            if frontend is not None:
-                background = Background(frontend.publish, ledger_run)
-                client.when_closed(background.fail)
-            onward = _unseen if background is None else background.sink
-            client.listen(run, self._safekeeping.sink(client, shown_by, Safe(), onward))
-            request = m.Execute(
-                client.next_id(),
-                kernel,
-                run,
-                code,
-                encode_inputs(inputs),
-                count,
-                label=label,
-                notebook=self._notebook,
-                ledger=ledger_run,
-                detached=frontend is None,
-                watch=self._files.watched(self.request.checkpoints),
-                **self._spending.of_run(),
-            )
-            try:
-                client.send(request).result()
-            except KernelDied as error:
-                self._forget_kernel(error.message)
-                raise NotBegun from error
-            self._open_run(ledger_run, "cell", cell)
-            if background is not None:
-                self._backgrounds[run] = background
-            else:
-                self._unattended = True
-            return RunHandle(self, run, label, background)
+        shown_by = job.frontend or Console()
+        self._local.abandon()  # it gets all of its inputs: those that are there may be lost
+        self._spending.cell = job.cell
+        client, supply = self._prepared(prepare, names.imports, shown_by)
+        self._spending.before_run(shown_by, all_of_it=job.frontend is None)
+        self._place_data(client, shown_by)
+        self._files.before_run(self.request, shown_by)
+        try:
+            job.inputs = self._supply(client, supply, shown_by)
+            job.modules = names.imports | modules_of(self._local.met())
+        finally:
+            self._local.abandon()
+        self._begin(client, job, shown_by)
+        job.hold(self._store)
+        handle = RunHandle(self, job)
+        job.label = job.name
+        return handle
 
     def runs(self) -> list[m.RunInfo]:
         """What runs, waits or has ended on the machine and has not been collected."""
         with self._lock:
+            self._go_on_with_jobs()
             client = self._connect()
             try:
                 known = client.ask(m.ListRuns(client.next_id()), list[m.RunInfo])
@@ -141,21 +106,31 @@ class Unattended(Exchange):
             info = self._find_run(run)
             client = self._connect()
             following = Running(info.run, portal(), frontend.publish)
-            self._unattended = False
             frontend.begun(info.label or info.run)
             frontend.phase("running")
-            background = self._backgrounds.pop(info.run, None)
-            if background is not None:
-                background.fail(RunDetached(f"The run {run} is shown where it was attached to."))
-            sink = self._safekeeping.sink(client, frontend, Safe(), following.sink)
+            job = self._jobs.pop(info.run, None)
+            if job is not None:
+                if job.background is not None:
+                    shown = f"The run {run} is shown where it was attached to."
+                    job.background.fail(RunDetached(shown))
+                job.frontend = job.background = None
+                job.watched = False
+            safe = Safe() if job is None else job.safe
+            sink = self._safekeeping.sink(client, frontend, safe, following.sink)
             client.listen(info.run, sink)
             client.send(m.Attach(client.next_id(), info.run, take=take)).result()
-            with interrupts_held(following):
-                if self._kernel != info.kernel:
-                    self._local.forget("this session has turned to another kernel")
-                    self._kernel, self._generation = info.kernel, 0
-                outcome = self._until_end(client, following, frontend, info.ledger)
-                return self._take_over(client, info, outcome)
+            try:
+                with interrupts_held(following):
+                    if self._kernel != info.kernel:
+                        self._local.forget("this session has turned to another kernel")
+                        self._kernel, self._generation = info.kernel, 0
+                    outcome = self._until_end(client, following, frontend, info.ledger)
+                    return self._take_over(client, info, outcome)
+            except Lost as error:
+                if job is None:
+                    raise
+                self._go_on_with(job, error)
+            return self.attach(job.name, frontend=frontend)
 
     def watch(self, run: str, publish: Callable[[m.Record], None], *, until_end: bool) -> None:
         """Show what a run has published, and with ``until_end`` what it still will."""
@@ -188,16 +163,10 @@ class Unattended(Exchange):
         try:
             outcome = background.ended.result()
         except LinkClosed as error:
-            raise self._left_alone(run, error) from None
+            raise self._left_alone(self._machine, run, error) from None
         with self._lock:
-            self._backgrounds.pop(run, None)
             client = self._connect()
-            if isinstance(outcome, Outcome):
-                return self._take_over(client, self._find_run(run), outcome)
-            if outcome.msg_type == m.DIED:
-                seconds = time.monotonic() - background.began
-                self._close_run(background.ledger_run, "lost", seconds, 0, 0)
-            raise self._failure(client, run, outcome)
+            return self._take_over(client, self._find_run(run), outcome)
 
     def _take_over(self, client: AgentClient, info: m.RunInfo, outcome: Outcome) -> Result:
         """The variables of a run that was not waited for from its beginning."""
@@ -221,7 +190,3 @@ class Unattended(Exchange):
             f"There is no run {run!r} on this machine.{spec.did_you_mean(run, names)}",
             hint=f"Runs there: {', '.join(names) or 'none'}.",
         )
-
-
-async def _unseen(record: m.Record) -> None:
-    """What a detached run publishes is in its journal."""

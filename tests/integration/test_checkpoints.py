@@ -18,7 +18,7 @@ from live import until
 import mlinfra_sdk
 from mlinfra_sdk import cli, paths
 from mlinfra_sdk.checkpoints.store import CheckpointStore
-from mlinfra_sdk.errors import BudgetSpent, KernelDied, MachineLost
+from mlinfra_sdk.errors import BudgetSpent, KernelDied, MachineLost, MlinfraError
 from mlinfra_sdk.ledger import Ledger
 from mlinfra_sdk.machines import lifecycle
 from mlinfra_sdk.machines.portal import portal
@@ -98,10 +98,11 @@ def saved(home: Path, name: str) -> list[int]:
 
 def lose_machine(home: Path) -> None:
     """All at once, with its disk."""
+    folders = list((home / "machines").iterdir())
     for process in processes(home):
         process.kill()
-    for folder in (home / "machines").iterdir():
-        shutil.rmtree(folder)
+    for folder in folders:  # whoever misses it clears it away, too
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def lose_kernel(home: Path) -> None:
@@ -233,21 +234,97 @@ def test_not_without_a_checkpoint_nor_against_the_users_will(
     assert "Going on from checkpoint no #" in recorder.text
 
 
-def test_a_detached_run_loses_nothing_while_its_client_is_there(
-    far: Client, whole: dict[str, Any], home: Path, tmp_path: Path
+@pytest.mark.parametrize("kill", [lose_machine, lose_kernel])
+def test_a_detached_run_goes_on_by_itself(
+    kill: Callable[[Path], None], far: Client, whole: dict[str, Any], home: Path, tmp_path: Path
 ) -> None:
-    go = tmp_path / "go"
-    code = TRAIN.format(name="away", go=str(go))
-    far.start(code)
-    until(lambda: 40 in saved(home, "away"), "its checkpoint to come here")
-    lose_machine(home)
+    """With the variables that it was given, whatever has become of them here."""
+    go, name = tmp_path / "go", f"away-{kill.__name__}"
+    far.namespace["given"] = "as it was"
+    handle = far.start(f"print(given)\n{TRAIN.format(name=name, go=str(go))}")
+    far.namespace["given"] = "as it is"
+    until(lambda: 40 in saved(home, name), "its checkpoint to come here")
+    kill(home)
     go.touch()
+    until(lambda: 60 in saved(home, name), "its end")
     recorder = Recorder()
-    far.session.attach(far.start(code).run, frontend=recorder).get()
-    assert "Going on from checkpoint away #" in recorder.text
+    far.session.attach(handle.name, frontend=recorder).get()
+    first, _, rest = recorder.text.partition("]\n")
+    assert first.startswith("\n[The ") and f"goes on from checkpoint {name} #" in first
+    assert "is not kept" in rest.partition("]\n")[0] and "as it was\n" in rest
+    assert [int(word) for word in rest.split() if word.isdigit()] == list(range(40, 60))
     assert far.namespace["losses"] == whole["losses"]
     assert (far.namespace["weights"] == whole["weights"]).all()
-    assert saved(home, "away")[-1] == 60
+    assert far.session.runs() == []
+
+
+def test_a_background_run_goes_on_by_itself(
+    far: Client, whole: dict[str, Any], home: Path, tmp_path: Path
+) -> None:
+    recorder = Killer(tmp_path / "go", lambda: lose_machine(home))
+    code = TRAIN.format(name="behind", go=str(tmp_path / "go"))
+    handle = far.start(f"{code}total", frontend=recorder)
+    assert handle.result(120) == whole["total"]
+    before, marked, after = recorder.text.partition("[The ")
+    shown = [int(word) for word in before.split()]
+    assert shown == list(range(len(shown))) and len(shown) >= 40 and marked
+    assert "goes on from checkpoint behind #" in after.partition("]\n")[0]
+    assert [int(word) for word in after.split() if word.isdigit()][-20:] == list(range(40, 60))
+    assert far.namespace["losses"] == whole["losses"]
+
+
+def test_a_run_that_is_attached_goes_on(
+    far: Client, whole: dict[str, Any], home: Path, tmp_path: Path
+) -> None:
+    recorder = Killer(tmp_path / "go", lambda: lose_machine(home))
+    handle = far.start(TRAIN.format(name="attached", go=str(tmp_path / "go")))
+    far.session.attach(handle.run, frontend=recorder).get()
+    assert "goes on from checkpoint attached #" in recorder.text
+    assert far.namespace["losses"] == whole["losses"]
+
+
+def test_a_background_run_beside_a_cell_goes_on_with_it(
+    far: Client, whole: dict[str, Any], home: Path, tmp_path: Path
+) -> None:
+    """On the machine that the cell gets, and not after its end."""
+    go, ended = tmp_path / "go", tmp_path / "ended"
+    code = TRAIN.format(name="beside", go=str(go))
+    handle = far.start(f"{code}open({str(ended)!r}, 'w').close()", new_kernel=True)
+    until(lambda: 40 in saved(home, "beside"), "its checkpoint to come here")
+    recorder = Killer(go, lambda: lose_machine(home))
+    wait = f"while not os.path.exists({str(ended)!r}): time.sleep(0.01)\n"
+    far.run(f"{TRAIN.format(name='cell', go=str(go))}{wait}", recorder).get()
+    assert far.namespace["losses"] == whole["losses"]
+    handle.result(60)
+    assert far.namespace["losses"] == whole["losses"]
+
+
+def test_jobs_that_cannot_go_on_cost_nothing_more(far: Client, home: Path, tmp_path: Path) -> None:
+    """Without a checkpoint they end with the reason, and no machine is started for that."""
+    endless = f"import time\nopen({str(tmp_path / 'begun')!r}, 'w').close()\ntime.sleep(3600)"
+    detached = far.start(endless)
+    behind = far.start("1", frontend=Recorder())
+    until((tmp_path / "begun").exists, "its beginning")
+    lose_machine(home)
+    for handle in (detached, behind):
+        with pytest.raises(MachineLost):
+            handle.result(60)
+    ledger = Ledger.open()
+    alive = portal().call(lifecycle.settle(ledger))
+    assert [it.name for it in alive if it.name == far.session._name] == []
+    ledger.close()
+
+
+def test_who_stops_the_machine_of_a_job_gets_no_other_one(
+    far: Client, home: Path, tmp_path: Path
+) -> None:
+    code = TRAIN.format(name="halted", go=str(tmp_path / "never"))
+    handle = far.start(code, frontend=Recorder())
+    until(lambda: 40 in saved(home, "halted"), "its checkpoint to come here")
+    far.session.stop()
+    with pytest.raises(MlinfraError):
+        handle.result(60)
+    assert not processes(home)
 
 
 def test_a_detached_run_whose_client_has_gone_begins_at_once(

@@ -37,9 +37,14 @@ def nothing_stays(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "notebook" in request.fixturenames:
         notebook: Notebook = request.getfixturevalue("notebook")
-        for _ in range(2):  # a run that is interrupted waits to be discarded
-            for name in re.findall(r"^(\S+)  on ", listed(notebook), re.M):
+
+        def nothing() -> bool:  # a run that is interrupted waits to be discarded
+            names = re.findall(r"^(\S+)  on ", listed(notebook), re.M)
+            for name in names:
                 notebook.start(f"%remote cancel {name}")
+            return not names
+
+        until(nothing, "runs to be gone")
 
 
 def test_a_detached_run_from_its_start_to_its_collection(notebook: Notebook) -> None:
@@ -51,7 +56,7 @@ def test_a_detached_run_from_its_start_to_its_collection(notebook: Notebook) -> 
     assert "Detached as train" in cell.cards[-1]["content"]["data"]["text/plain"]
     begun(notebook, "train")
     assert notebook.run("factor * 2").result == "12"  # the kernel stays usable
-    assert notebook.run("%remote logs train").stdout == "train waits\n"
+    until(lambda: notebook.run("%remote logs train").stdout == "train waits\n", "its output")
     wait, follow = notebook.start("%remote wait train"), notebook.start("%remote logs train -f")
     (notebook.work / "train").touch()
     assert notebook.finish(wait).stdout == "train has ended: done.\n"
@@ -119,6 +124,34 @@ def test_a_background_run_shows_itself_after_many_other_cells(notebook: Notebook
         assert notebook.remote(str(number)).result == str(number)
     (notebook.work / "long").touch()
     notebook.wait(lambda: cell.stdout == "long waits\nlate\n")
+
+
+LOOP = """
+import pathlib, time, mlinfra_sdk
+state = dict(total=0)
+for step in mlinfra_sdk.checkpoint("steps").loop(range(30), state=state, every=10):
+    while step == 25 and not pathlib.Path("steps").exists():
+        time.sleep(0.02)
+    state["total"] += step
+    print(step)
+total = state["total"]
+"""
+
+
+def test_a_background_run_goes_on_when_its_machine_is_lost(notebook: Notebook) -> None:
+    cell = notebook.run(f"%%remote async name=steps\n{LOOP}")
+    notebook.wait(lambda: cell.stdout.endswith("24\n"))
+    notebook.wait(lambda: "step 20" in cell.cards[-1]["content"]["data"]["text/plain"])
+    agents = notebook.agents()
+    for process in [*notebook.workers(), *agents]:
+        process.kill()
+    notebook.wait(lambda: "goes on from checkpoint steps #" in cell.stderr)
+    (notebook.work / "steps").touch()
+    notebook.wait(lambda: cell.cards[-1]["content"]["data"]["text/plain"].startswith("Done · "))
+    assert cell.stdout.split() == [str(step) for step in [*range(25), *range(20, 30)]]
+    assert notebook.run("total").result == str(sum(range(30)))
+    assert listed(notebook) == NOTHING
+    assert agents and not {it.pid for it in agents} & {it.pid for it in notebook.agents()}
 
 
 def test_a_handle_is_a_future(notebook: Notebook) -> None:

@@ -161,6 +161,53 @@ def test_scripts_say_yes_by_a_flag(here: Place) -> None:
             Session(namespace={}, gpu="A10", on="cheap", confirm="yes").run("1")
 
 
+class Asked(Console):
+    """Somebody who says yes, and counts the questions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.questions = 0
+
+    def confirm(self, question: str) -> bool | None:
+        self.questions += 1
+        return True
+
+
+def test_a_yes_holds_for_the_machines_on_which_a_run_goes_on(here: Place) -> None:
+    """Nobody may be there to be asked again."""
+    code = (
+        "import os, time\n"
+        "with open({name!r}, 'a') as file: file.write('x')\n"
+        "while os.path.getsize({name!r}) < 2: time.sleep(0.05)\n"
+    )
+
+    def lose(name: Path) -> None:
+        until(name.exists, "its beginning")
+        for agent in here.agents():
+            agent.kill()
+
+    first, second = here.folder / "first", here.folder / "second"
+    asked = Asked()
+    with clouds(here.folder / "clouds", cheap=DEAR):
+        settings: dict[str, Any] = {"gpu": "A10", "on": "cheap", "recover": "always", "env": "none"}
+        with Session(namespace={}, **settings) as session:
+            killer = threading.Thread(target=lose, args=[first])
+            killer.start()
+            session.run(code.format(name=str(first)), frontend=asked)
+            killer.join()
+            assert asked.questions == 1
+            behind = code.format(name=str(second)) + "'came through'"
+            names = cell_names(behind, session.namespace, behind)
+            handle = session.start(behind, names, count=1, frontend=asked)
+            lose(second)
+            assert handle.result(120) == "came through"
+            assert asked.questions == 1
+            session.stop()
+            session.run("1", frontend=asked)
+            assert asked.questions == 2
+    assert first.read_text() == second.read_text() == "xx"
+
+
 # -- while -----------------------------------------------------------------------------------
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 from mlinfra_sdk.errors import MlinfraError
-from mlinfra_sdk.jobs.background import Background
-from mlinfra_sdk.worker.messages import Record, RunInfo
+from mlinfra_sdk.jobs.job import Job
+from mlinfra_sdk.worker.messages import RunInfo
 
 if TYPE_CHECKING:
     from mlinfra_sdk.running import Outcome, Result
@@ -25,19 +25,22 @@ class RunHandle:
     A detached run (without ``background``) is not followed: it is asked for.
     """
 
-    def __init__(
-        self, session: Unattended, run: str, label: str, background: Background | None
-    ) -> None:
-        self.run = run
-        self.label = label
+    def __init__(self, session: Unattended, job: Job) -> None:
+        self.label = job.label
         self._session = session
-        self._background = background
+        self._job = job
+        self._background = job.background
         self._result: Result | None = None
+
+    @property
+    def run(self) -> str:
+        """What its machine calls it: another name when it was begun again."""
+        return self._job.run
 
     @property
     def name(self) -> str:
         """What ``%remote attach`` and its like call it."""
-        return self.label or self.run
+        return self._job.name
 
     def info(self) -> RunInfo | None:
         """How it is over there; None once it has been collected."""
@@ -49,6 +52,8 @@ class RunHandle:
             return True
         if self._background is not None:
             return self._background.ended.done()
+        if self._job.watched or self._job.failed is not None:
+            return not self._job.watched
         info = self.info()
         return info is None or info.ended > 0
 
@@ -57,12 +62,12 @@ class RunHandle:
         if self._background is not None:
             self._background.ended.add_done_callback(lambda _: act())
 
-    def ending(self) -> Outcome | Record | None:
-        """What the machine said at the end of a run that is followed, once it has."""
+    def ending(self) -> Outcome | BaseException | None:
+        """How a run that is followed has ended, once it has: or why nothing more comes of it."""
         background = self._background
-        if background is None or not background.ended.done() or background.ended.exception():
+        if background is None or not background.ended.done():
             return None
-        return background.ended.result()
+        return background.ended.exception() or background.ended.result()
 
     def cancel(self) -> None:
         """Interrupt it, or take it out of the queue."""
@@ -80,10 +85,13 @@ class RunHandle:
     def collect(self) -> Result:
         """Wait for its end and bring its variables here; what it raised is in the result."""
         if self._result is None:
-            if self._background is None:
-                self._result = self._session.attach(self.run)
-            else:
+            if self._background is not None:
                 self._result = self._session.collect(self.run, self._background)
+            elif self._job.failed is not None:
+                self._session.discard(self._job)
+                raise self._job.failed
+            else:
+                self._result = self._session.attach(self.run)
         return self._result
 
     def result(self, timeout: float | None = None) -> Any:

@@ -351,6 +351,9 @@ class Agent:
         upkeep.pin_inputs(self.store, request.run, run.journal.folder, request.inputs)
         self._notices.expect(request)
         self._follow(run, session, 0, owns=not request.detached, keeps=True)
+        if request.said:
+            content = msgspec.json.encode({"name": "stderr", "text": request.said})
+            await run.publish(m.Record(request.kernel, request.run, 0, "stream", content))
         try:
             await kernel.execute(request)
         except MlinfraError:

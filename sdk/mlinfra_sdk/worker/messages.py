@@ -92,6 +92,8 @@ class Execute(Request):
     """Nobody waits for the run: this client only takes its checkpoints, while it is there."""
     again: bool = False
     """It was cut off on another machine, or in another kernel."""
+    said: str = ""
+    """What stands first among its outputs."""
     watch: tuple[str, str] = ("", "")
     """The name of checkpoints, and the folder whose files they keep; empty: none."""
     paid: float | None = None
