@@ -20,6 +20,8 @@ from processes import free_port, until
 from mlinfra_sdk.providers import bootstrap
 
 TOKEN = "MLINFRA_JUPYTER_TOKEN"
+WITHOUT = dict.fromkeys(("jupyterlab", "notebook", "notebook_shim", "jupyter_lsp"), False)
+"""Extensions that such a server does without: they take seconds to load."""
 
 
 def furnished(folder: Path) -> None:
@@ -58,6 +60,7 @@ class JupyterServer:
                     *(sys.executable, "-m", "jupyter_server", "--no-browser", "--allow-root"),
                     *(f"--ServerApp.port={self.port}", "--ServerApp.port_retries=0"),
                     *("--ServerApp.base_url=/user/me/", f"--ServerApp.root_dir={self.home}"),
+                    f"--ServerApp.jpserver_extensions={WITHOUT}",
                     *self._options,
                 ],
                 env=kept | {"HOME": str(self.home), "JUPYTER_TOKEN": self.token},

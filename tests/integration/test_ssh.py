@@ -9,8 +9,9 @@ import subprocess
 import sys
 import sysconfig
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -22,11 +23,12 @@ from mlinfra_sdk import providers
 from mlinfra_sdk.errors import LinkError, ProviderError, RequestError, StateError
 from mlinfra_sdk.namespace.analysis import cell_names
 from mlinfra_sdk.providers import bootstrap, ssh
-from mlinfra_sdk.providers.remote import shell
+from mlinfra_sdk.providers.remote import Remote, shell
 from mlinfra_sdk.providers.ssh import Options, SshProvider, SshRemote
 from mlinfra_sdk.session import Session
 from mlinfra_sdk.spec import Request, parse, resolve
 from mlinfra_sdk.testing import run
+from mlinfra_sdk.worker.host import KEPT
 
 # Packages are sent to a host without an index, and unpacked there.
 pytestmark = pytest.mark.timeout(300)
@@ -168,6 +170,54 @@ def test_no_python_of_this_version(door: Sshd, monkeypatch: pytest.MonkeyPatch) 
         "nothing to be left",
         told=lambda: list(door.cache.glob("*")),
     )
+
+
+class Unhurried(SshProvider):
+    """Its hosts take for ever to end a launch that has been confirmed."""
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        self.confirmed = anyio.Event()
+
+    def remote(self, data: Mapping[str, str]) -> Remote:
+        remote = super().remote(data)
+        run_there = remote.exec
+
+        async def run_slowly(argv: Sequence[str]) -> Any:
+            wire: Any = await run_there(argv)
+            send, receive_into = wire.send, wire.receive_into
+
+            async def watched(buffers: Sequence[bytes]) -> None:
+                await send(buffers)
+                if list(buffers) == [KEPT]:
+                    wire.receive_into = waiting
+
+            async def waiting(space: memoryview) -> int:
+                self.confirmed.set()
+                await anyio.sleep_forever()
+                return int(await receive_into(space))
+
+            wire.send = watched
+            return wire
+
+        remote.exec = run_slowly  # type: ignore[method-assign]
+        return remote
+
+
+def test_a_launch_that_is_cancelled_in_the_last_moment(box: Sshd) -> None:
+    """The machine is there and confirmed, but nobody has been given its handle."""
+
+    async def cancelled() -> None:
+        provider = Unhurried(Options(host="box"))
+        request = Request(on="ssh:box", env="none")
+        (offer,) = await provider.offers(request)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(provider.launch, offer, request, "a" * 32)
+            await provider.confirmed.wait()
+            tasks.cancel_scope.cancel()
+        assert await provider.list() == []
+
+    run(cancelled())
 
 
 def test_a_directory_that_others_can_read(box: Sshd) -> None:

@@ -88,6 +88,7 @@ async def start(
         await skip_to_marker(wire)
         launched = result(await read_line(wire), Launched, remote.where)
         await wire.send([KEPT])
+        await _until_closed(wire)
     except BaseException as error:
         complaint = wire.complaint()
         with anyio.CancelScope(shield=True):
@@ -100,13 +101,15 @@ async def start(
                 hint="Try again.",
             ) from error
         raise
-    await _until_closed(wire)
+    with anyio.CancelScope(shield=True):  # from here on it is there
+        await wire.aclose()
     gpus = ", ".join(gpu.name for gpu in launched.gpus)
     return {**data, "gpus": gpus}
 
 
 async def _take_back(remote: Remote, data: dict[str, str], key: str) -> None:
-    """The host takes a launch back that nobody confirms; this waits until it has."""
+    """The host takes a launch back that nobody confirms; this waits until it has, and ends what was
+    confirmed."""
     with anyio.move_on_after(_ROLL_BACK):
         try:
             await ask(remote, data, "stop", type(None), key)
@@ -116,11 +119,8 @@ async def _take_back(remote: Remote, data: dict[str, str], key: str) -> None:
 
 async def _until_closed(wire: ExecWire) -> None:
     """The command has nothing more to say; only then has it surely read the confirmation."""
-    try:
-        with anyio.move_on_after(_ROLL_BACK), suppress(LinkError):
-            await read_line(wire)
-    finally:
-        await wire.aclose()
+    with anyio.move_on_after(_ROLL_BACK), suppress(LinkError):
+        await read_line(wire)
 
 
 class _Shipment(msgspec.Struct, frozen=True):

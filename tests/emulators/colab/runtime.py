@@ -30,6 +30,10 @@ class ProxyTokens(IdentityProvider):
 
 c.ServerApp.identity_provider_class = ProxyTokens
 c.ZMQChannelsWebsocketConnection.kernel_ws_protocol = ""
+c.ServerApp.jpserver_extensions = dict.fromkeys(  # they take seconds to load
+    ("ipyparallel", "jupyterlab", "jupyter_lsp", "jupyter_mlinfra", "notebook", "notebook_shim"),
+    False,
+)
 """
 
 _SMI = """#!/bin/sh

@@ -48,6 +48,8 @@ class KernelProcess:
         self._arrived = self._used = self._told = 0
         self._unanswered = 0
         self._closed = False
+        self._goodbye = ""
+        self._dismissed = False
         self._heard = anyio.current_time()
         self._asked = False
         self.returncode: int | None = None
@@ -139,7 +141,9 @@ class KernelProcess:
         with anyio.CancelScope(shield=True):
             if not self._ended:
                 with suppress(LinkError), anyio.move_on_after(_GOODBYE_WITHIN):
-                    await self._tell({}, kind="comm_close")
+                    self._goodbye = await self._tell({}, kind="comm_close")
+                    # A server drops what it has not passed on when the websocket is closed.
+                    await self._until(lambda: self._dismissed or self._ended)
             await self._channel.aclose()
 
     @property
@@ -152,9 +156,9 @@ class KernelProcess:
         buffers: Sequence[Buffer] = (),
         kind: str = "comm_msg",
         **more: str,
-    ) -> None:
+    ) -> str:
         content = {"comm_id": self._comm, "data": data, **more}
-        await self._channel.send("shell", kind, content, buffers)
+        return await self._channel.send("shell", kind, content, buffers)
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         """Whoever waits takes messages, one waiter at a time, for all of them."""
@@ -181,6 +185,8 @@ class KernelProcess:
                 raise LinkError("The kernel that carried the connection does not answer.")
             self._asked = True
             await self._tell({"ping": True})
+        elif self._goodbye and message.parent == self._goodbye:  # its kernel says that it is busy
+            self._dismissed = True
         elif message.kind in ("comm_msg", "comm_close"):
             if message.content.get("comm_id") == self._comm:
                 self._heard, self._asked = anyio.current_time(), False
