@@ -129,8 +129,8 @@ class Resuming(Exchange):
                 self._go_on_with(job, self._cut_off_by(job, client, end))
             except (MlinfraError, OSError) as error:
                 logger.info("The run %s ends: %s", job.name, error)
-                if job.background is not None:  # who attaches another one is told then
-                    self.discard(job)
+                if job.background is not None and not isinstance(error, RunDetached):
+                    self.discard(job)  # who attaches another one is told then
                 job.fail(error)
 
     def discard(self, job: Job) -> None:

@@ -18,7 +18,7 @@ from live import until
 import mlinfra_sdk
 from mlinfra_sdk import cli, paths
 from mlinfra_sdk.checkpoints.store import CheckpointStore
-from mlinfra_sdk.errors import BudgetSpent, KernelDied, MachineLost, MlinfraError
+from mlinfra_sdk.errors import BudgetSpent, KernelDied, MachineLost, MlinfraError, RunDetached
 from mlinfra_sdk.ledger import Ledger
 from mlinfra_sdk.machines import lifecycle
 from mlinfra_sdk.machines.portal import portal
@@ -281,6 +281,25 @@ def test_a_run_that_is_attached_goes_on(
     far.session.attach(handle.run, frontend=recorder).get()
     assert "goes on from checkpoint attached #" in recorder.text
     assert far.namespace["losses"] == whole["losses"]
+
+
+def test_a_background_run_that_another_notebook_takes_is_that_ones(tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    code = f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)\nx = 6 * 7"
+    with client(machine="shared") as first, client(machine="shared") as second:
+        handle = first.start(code, frontend=Recorder())
+        attached: list[Any] = []
+        taker = threading.Thread(
+            target=lambda: attached.append(second.session.attach(handle.run, take=True).get())
+        )
+        taker.start()
+        with pytest.raises(RunDetached, match="taken"):
+            handle.result(60)
+        assert handle.run in [it.run for it in first.session.runs()]
+        go.touch()
+        taker.join(60)
+        assert attached == [None] and second.namespace["x"] == 42
+        assert "x" not in first.namespace
 
 
 def test_a_background_run_beside_a_cell_goes_on_with_it(
