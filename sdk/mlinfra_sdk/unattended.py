@@ -69,8 +69,8 @@ class Unattended(Resuming):
             job.modules = names.imports | modules_of(self._local.met())
         finally:
             self._local.abandon()
-        self._begin(client, job, shown_by)
         job.hold(self._store)
+        self._begin(client, job, shown_by)
         handle = RunHandle(self, job)
         job.label = job.name
         return handle

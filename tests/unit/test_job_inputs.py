@@ -25,11 +25,14 @@ def test_inputs_stay_in_the_store_while_their_job_lives(
     killed = tmp_path / "jobs" / "999999999-cd34"
     killed.parent.mkdir()
     killed.touch()
+    foreign = killed.parent / ".DS_Store"
+    foreign.touch()
     job.hold(store)
-    assert [path.name for path in killed.parent.iterdir()] == [f"{os.getpid()}-ab12"]
+    (owner,) = (path for path in killed.parent.iterdir() if path != foreign)
+    assert owner.name.startswith(f"{os.getpid()}-")
     for path in store.root.glob("chunks/*/*"):
         os.utime(path, (path.stat().st_atime - 7200, path.stat().st_mtime - 7200))
     assert store.collect_garbage(0) == 0
     del job
-    assert not list(killed.parent.iterdir())
+    assert list(killed.parent.iterdir()) == [foreign]
     assert store.collect_garbage(0) == 100_000

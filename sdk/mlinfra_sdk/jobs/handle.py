@@ -22,7 +22,8 @@ class RunHandle:
     """A run on a machine, like a future: :meth:`result` waits for it, brings its variables here
     and gives the value of its last expression. It can be awaited too.
 
-    A detached run (without ``background``) is not followed: it is asked for.
+    What a detached run (without ``background``) has left is fetched at its end; one that its
+    session does not watch any more is asked for.
     """
 
     def __init__(self, session: Unattended, job: Job) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ import msgspec
 import psutil
 
 from mlinfra_sdk import paths, units
-from mlinfra_sdk.errors import LinkClosed, RunDetached
+from mlinfra_sdk.errors import LinkClosed, RunDetached, StoreError
 from mlinfra_sdk.frontend import Console, Frontend
 from mlinfra_sdk.jobs.background import Background
 from mlinfra_sdk.namespace.delta import Inputs
@@ -53,16 +54,23 @@ class Job:
     """Why nothing more comes of it."""
 
     def hold(self, store: ChunkStore) -> None:
-        """Keep the chunks of its inputs in the store for as long as this object lives."""
+        """Keep the chunks of its inputs in the store for as long as this object lives. Raises
+        :class:`StoreError`."""
         folder = paths.data_dir() / "jobs"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        for path in folder.iterdir():
-            if not psutil.pid_exists(int(path.name.partition("-")[0])):  # it was killed
-                path.unlink(missing_ok=True)
-        owner = folder / f"{os.getpid()}-{self.run}"
-        owner.touch(mode=0o600)
+        owner = folder / f"{os.getpid()}-{secrets.token_hex(4)}"
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            for path in folder.iterdir():
+                pid = path.name.partition("-")[0]
+                if pid.isdecimal() and not psutil.pid_exists(int(pid)):  # it was killed
+                    path.unlink(missing_ok=True)
+            owner.touch(mode=0o600)
+        except OSError as error:
+            raise StoreError(
+                f"{folder} cannot be written to: {error.strerror}.", hint="Free some space there."
+            ) from error
         weakref.finalize(self, _unlink, owner, os.getpid())
-        store.pin(f"job-{self.run}", self.inputs.digests(), owner)
+        store.pin(f"job-{owner.name}", self.inputs.digests(), owner)
 
     @property
     def name(self) -> str:

@@ -206,7 +206,9 @@ def _is_needed(folder: Path) -> bool:
 
 
 def _has_runs(folder: Path) -> bool:
-    return any(folder.glob("runs/*/run.json"))
+    with suppress(FileNotFoundError):  # another process is just clearing it away
+        return any(folder.glob("runs/*/run.json"))
+    return False
 
 
 def _agent_process(folder: Path) -> psutil.Process | None:
