@@ -203,6 +203,7 @@ class Exchange(Connection):
                 client.send(m.Collected(client.next_id(), run.name))
                 raise
             except Lost:
+                self._safekeeping.settle(client)
                 safe.spent += self._spending.cost(time.monotonic() - began)
                 raise
             except (RunDetached, KeyboardInterrupt):

@@ -143,6 +143,7 @@ class Resuming(Exchange):
         self, job: Job, client: AgentClient, end: m.Record | LinkClosed
     ) -> MlinfraError:
         """Why a job has no result."""
+        self._safekeeping.settle(client)
         if isinstance(end, LinkClosed):
             return self._left_alone(job.machine, job.name, end)
         return self._reason(client, end)

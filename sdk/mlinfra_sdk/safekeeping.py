@@ -101,7 +101,8 @@ class Safekeeping:
                 self._changed.notify_all()
 
     def settle(self, client: AgentClient) -> None:
-        """Wait until what this machine has told of is here, in the thread that has run a cell."""
+        """Wait until what this machine has told of is here, or cannot come any more, in any thread
+        but the portal's. Before that nobody knows what is safe of a run that was lost."""
         with self._changed:
             while any(it is client for it, _ in list(self._fetching)):
                 self._changed.wait()

@@ -129,6 +129,7 @@ class Unattended(Resuming):
             except Lost as error:
                 if job is None:
                     raise
+                self._safekeeping.settle(client)
                 self._go_on_with(job, error)
             return self.attach(job.name, frontend=frontend)
 

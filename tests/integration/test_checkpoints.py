@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from live import until
 
 import mlinfra_sdk
 from mlinfra_sdk import cli, paths
+from mlinfra_sdk.checkpoints.keep import Keep
+from mlinfra_sdk.checkpoints.manifest import Manifest
 from mlinfra_sdk.checkpoints.store import CheckpointStore
 from mlinfra_sdk.errors import BudgetSpent, KernelDied, MachineLost, MlinfraError, RunDetached
 from mlinfra_sdk.ledger import Ledger
@@ -281,6 +284,36 @@ def test_a_run_that_is_attached_goes_on(
     far.session.attach(handle.run, frontend=recorder).get()
     assert "goes on from checkpoint attached #" in recorder.text
     assert far.namespace["losses"] == whole["losses"]
+
+
+@pytest.mark.parametrize("waited_for", [True, False])
+def test_a_checkpoint_that_is_just_being_written_counts(
+    waited_for: bool, far: Client, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is there already when the machine is lost, but its writing has not ended."""
+    go = tmp_path / "go"
+    prune = CheckpointStore._prune
+
+    def lose_all_before(self: CheckpointStore, name: str, keep: Keep) -> list[Manifest]:
+        if not go.exists():
+            go.touch()
+            known = far.session.client
+            assert known is not None
+            lose_machine(home)
+            until(lambda: known.closed is not None, "the loss to be known")
+            time.sleep(1)  # for whoever would decide without it
+        return prune(self, name, keep)
+
+    far.session._connect()
+    monkeypatch.setattr(CheckpointStore, "_prune", lose_all_before)
+    code = TRAIN.format(name=f"just-{waited_for}", go=str(go))
+    recorder = Recorder()
+    if waited_for:
+        far.run(code, recorder).get()
+    else:
+        far.start(code, frontend=recorder).result(60)
+    assert f"goes on from checkpoint just-{waited_for} #" in recorder.text
+    assert len(far.namespace["losses"]) == 60
 
 
 def test_a_background_run_that_another_notebook_takes_is_that_ones(tmp_path: Path) -> None:
