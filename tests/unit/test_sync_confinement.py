@@ -181,7 +181,9 @@ def test_a_machine_that_sends_other_content(pair: Twins, monkeypatch: pytest.Mon
     pair.write("a", "what it is", there=True)
     read = Stager.read_chunk
     with monkeypatch.context() as patch:
-        patch.setattr(Stager, "read_chunk", lambda self, digest: read(self, digest)[:-1] + b"!")
+        patch.setattr(
+            Stager, "read_chunk", lambda self, digest, **options: read(self, digest)[:-1] + b"!"
+        )
         with pytest.raises(AssertionError):
             pair.sync()  # a store takes chunks by their own digest, whatever they are said to be
     assert contents(pair.here) == {}

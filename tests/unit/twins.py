@@ -51,8 +51,13 @@ class Direct:
         digests: list[bytes],
         source: Source,
         progress: Callable[[int, int], None],
+        expect: messages.Expect | None = None,
     ) -> None:
-        for digest in self.store_there.missing(digests):
+        if expect is not None:
+            missing = self.ask(expect, list[bytes])
+        else:
+            missing = self.store_there.missing(digests)
+        for digest in missing:
             data = source.read_chunk(digest)
             self.sent += len(data)
             assert self.store_there.put_chunk(data) == digest

@@ -293,18 +293,24 @@ class AgentClient:
     # -- chunks ------------------------------------------------------------------------------
 
     def upload(
-        self, digests: list[bytes], progress: Progress = _unseen, source: Source | None = None
+        self,
+        digests: list[bytes],
+        progress: Progress = _unseen,
+        source: Source | None = None,
+        missing: list[bytes] | None = None,
     ) -> int:
         """Send the chunks that the machine lacks, from the store or another ``source``, and wait
         until it has them; gives the bytes.
 
         ``progress`` is called in this thread now and then with the bytes done and in all. What was
-        sent before an interrupt or a cut is not sent again. Raises :class:`ChunkCorrupt` or
-        :class:`ChunkMissing` for a chunk that this side has lost.
+        sent before an interrupt or a cut is not sent again. The machine is asked what it lacks
+        unless ``missing`` says so. Raises :class:`ChunkCorrupt` or :class:`ChunkMissing` for a
+        chunk that this side has lost.
         """
         if not digests:
             return 0
-        missing = self.ask(m.Missing(self.next_id(), digests), list[bytes])
+        if missing is None:
+            missing = self.ask(m.Missing(self.next_id(), digests), list[bytes])
         if not missing:
             return 0
         source = source or self._store

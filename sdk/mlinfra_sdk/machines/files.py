@@ -47,9 +47,12 @@ class AgentFiles:
         digests: list[bytes],
         source: Source,
         progress: Callable[[int, int], None],
+        expect: messages.Expect | None = None,
     ) -> None:
-        """Send those of the chunks that the machine lacks, and wait until it has them."""
-        self._client.upload(digests, progress, source)
+        """Send those of the chunks that the machine lacks, and wait until it has them; ``expect``
+        tells it what large files they belong to."""
+        missing = None if expect is None else self.ask(expect, list[bytes])
+        self._client.upload(digests, progress, source, missing)
 
     def download(self, digests: list[bytes], progress: Callable[[int, int], None]) -> None:
         """Bring chunks into the local store."""

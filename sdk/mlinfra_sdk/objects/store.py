@@ -28,6 +28,7 @@ from mlinfra_sdk.errors import ChunkCorrupt, ChunkMissing, StoreError
 from mlinfra_sdk.objects import regions
 from mlinfra_sdk.objects.blob import CHUNK_SIZE as CHUNK_SIZE
 from mlinfra_sdk.objects.blob import BlobRef
+from mlinfra_sdk.objects.parts import Parts
 
 Buffer: TypeAlias = bytes | bytearray | memoryview | PickleBuffer
 
@@ -61,6 +62,8 @@ class ChunkStore:
             self.id = self._read_id()
         except OSError as error:
             raise self._unwritable(error) from error
+        self.parts = Parts(root / "parts")
+        """Files whose pieces go straight into them instead of into chunks."""
         self._booted = _boot_time()
         self._check_after = 0.0
 
@@ -87,7 +90,7 @@ class ChunkStore:
         try:
             status = path.stat()
         except (FileNotFoundError, NotADirectoryError):
-            return False
+            return self.parts.has(digest)
         now = time.time()
         if not self._trusted(status, digest, now):
             return self._verify(digest)
@@ -159,6 +162,11 @@ class ChunkStore:
     def put_chunk(self, data: Buffer, digest: bytes | None = None) -> bytes:
         """Store a chunk and return its digest (which the caller may know already)."""
         digest = chunk_digest(data) if digest is None else digest
+        try:
+            if self.parts.put(digest, _flat(data)):
+                return digest
+        except OSError as error:
+            raise self._unwritable(error) from error
         if self.has(digest):
             return digest
         path = self._path(digest)
@@ -195,7 +203,10 @@ class ChunkStore:
         try:
             data = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
-            raise self._missing(digest) from None
+            part = self.parts.read(digest)
+            if part is None:
+                raise self._missing(digest) from None
+            return part
         except OSError as error:  # a bad block, say
             raise StoreError(
                 f"Chunk {digest.hex()} in {self.root} cannot be read: {error.strerror}."
@@ -376,12 +387,15 @@ class ChunkStore:
         return disk.f_blocks * disk.f_frsize
 
     def _files(self) -> Iterator[tuple[Path, float, int]]:
-        for directory in self.root.glob("chunks/*"):
+        for directory in (*self.root.glob("chunks/*"), *self.root.glob("parts")):
             for entry in os.scandir(directory):
                 with contextlib.suppress(FileNotFoundError):
                     status = entry.stat()
                     used = max(status.st_atime, status.st_mtime)
-                    yield Path(entry.path), used, status.st_size
+                    size = status.st_size
+                    if directory.name == "parts":
+                        size = min(size, status.st_blocks * 512)  # what has not come is a hole
+                    yield Path(entry.path), used, size
 
 
 def _sync(path: Path) -> None:

@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future
+from contextlib import ExitStack
 
 from mlinfra_sdk.errors import ChunkCorrupt, ChunkMissing
 
@@ -18,12 +19,13 @@ from .messages import (
     Applied,
     Apply,
     Change,
+    Expect,
     Stage,
     Staged,
     Want,
 )
 from .reports import Report
-from .transfer import Placer, ordered
+from .transfer import Placer, expect, ordered
 
 _BATCH_BYTES = 16 << 20
 _BATCH_FILES = 2000
@@ -138,7 +140,8 @@ class Carrier(Knowledge):
         report: Report,
         advance: Callable[[int], None],
     ) -> tuple[list[Change], bool]:
-        """Have the machine get the content of a batch; gives what of it can be applied."""
+        """Have the machine get the content of a batch; gives what of it can be applied. ``pieces``
+        are those that it has."""
         files = [it for it in batch if it.entry is not None and it.entry.kind == FILE]
         wants = []
         for change in files:
@@ -165,14 +168,21 @@ class Carrier(Knowledge):
             advance(done - told)
             told = done
 
+        large = [
+            change.entry
+            for change, want, problem in zip(files, wants, problems, strict=True)
+            if change.entry is not None and want.pieces and not problem
+        ]
+        expected = Expect(self.name, large, digests) if large else None
         try:
-            self._peer.upload(digests, self._stager, progress)
+            self._peer.upload(digests, self._stager, progress, expected)
         except (ChunkMissing, ChunkCorrupt) as error:  # it is sent with the next sync
             self._warn(report, error.message)
             self._left_over = True
             failed = {change.path for change in files if change.entry and change.entry.chunks}
             return [it for it in batch if it.path not in failed], good
         failed = {change.path for change, problem in zip(files, problems, strict=True) if problem}
+        pieces.update(*(entry.chunks for entry in large))  # later batches find them in these files
         return [it for it in batch if it.path not in failed], good
 
     def _came_there(self, change: Change, report: Report) -> None:
@@ -191,9 +201,10 @@ class Carrier(Knowledge):
         placer = Placer(self._tree, self._store, durable=True)
         fine = True
         for batch in _batches(ordered(changes)):
-            problems = self._download(batch, advance)
-            ready = [it for it, problem in zip(batch, problems, strict=True) if not problem]
-            done = iter(placer.apply(ready))
+            with ExitStack() as parts:
+                problems = self._download(batch, advance, parts)
+                ready = [it for it, problem in zip(batch, problems, strict=True) if not problem]
+                done = iter(placer.apply(ready))
             problems = [problem or next(done) for problem in problems]
             for change, problem in zip(batch, problems, strict=True):
                 if not problem:
@@ -201,8 +212,11 @@ class Carrier(Knowledge):
             fine = self._judge(batch, problems, report) and fine
         return fine
 
-    def _download(self, batch: list[Change], advance: Callable[[int], None]) -> list[str]:
-        """Bring the content of a batch into the store; gives for each change what is wrong."""
+    def _download(
+        self, batch: list[Change], advance: Callable[[int], None], parts: ExitStack
+    ) -> list[str]:
+        """Bring the content of a batch into the store, of large files into parts that are closed
+        with ``parts``; gives for each change what is wrong."""
         own = {piece for known in self._tree.known.values() for piece in known.entry.chunks}
         own |= {ZEROS}
         wants, numbers = [], []
@@ -212,6 +226,8 @@ class Carrier(Knowledge):
                 continue
             lacking = _lacking(entry, own)
             if entry.chunks:
+                for digest in expect(self._store, [entry] if lacking else []):
+                    parts.callback(self._store.parts.close, digest)
                 missing = set(self._store.missing(entry.chunks[index] for index in lacking))
                 lacking = [index for index in lacking if entry.chunks[index] in missing]
                 advance(entry.size - len(lacking) * (1 << 20))

@@ -24,6 +24,7 @@ from .entries import Entry
 from .ignore import RuleFile
 from .messages import (
     AnyMessage,
+    Expect,
     List,
     Listing,
 )
@@ -53,8 +54,10 @@ class Peer(Protocol):
         digests: list[bytes],
         source: Source,
         progress: Callable[[int, int], None],
+        expect: Expect | None = None,
     ) -> None:
-        """Send those of the chunks that the machine lacks, and wait until it has them."""
+        """Send those of the chunks that the machine lacks, and wait until it has them; ``expect``
+        tells it what large files they belong to."""
         ...
 
     def download(self, digests: list[bytes], progress: Callable[[int, int], None]) -> None:

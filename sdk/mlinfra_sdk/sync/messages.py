@@ -41,6 +41,16 @@ class Want(msgspec.Struct, array_like=True):
     pieces: list[int] = []
 
 
+class Expect(msgspec.Struct, tag=True):
+    """These large files are about to be sent: have their pieces put where they belong at once.
+    Answered with those of ``digests`` that are not there yet. What was expected before in this
+    workspace and was not put in place may be forgotten, but for what has come of it."""
+
+    name: str
+    files: list[Entry]
+    digests: list[bytes]
+
+
 class Stage(msgspec.Struct, tag=True):
     """Make pieces ready to be fetched by their digests; answered with a :class:`Staged`. What was
     staged before in this workspace may be forgotten."""
@@ -95,7 +105,7 @@ class Applied(msgspec.Struct, array_like=True):
     after: int
 
 
-AnyMessage = List | Stage | Apply
+AnyMessage = List | Expect | Stage | Apply
 
 CHANGED = "it has changed meanwhile"
 """The problem of a change that did not find what it expected."""

@@ -11,10 +11,11 @@ import itertools
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 
 from mlinfra_sdk.errors import ChunkMissing, StoreError, SyncError
+from mlinfra_sdk.objects.parts import Part
 from mlinfra_sdk.objects.store import ChunkStore
 
 from . import names
@@ -116,8 +117,8 @@ class Stager:
         return len(pack) if pack is not None else self._pieces.get(digest, (b"", 0, 0))[2]
 
     def read_chunk(self, digest: bytes, *, verify: bool = True) -> bytes:
-        """A staged piece, verified. Raises :class:`ChunkMissing` if its file has changed
-        meanwhile."""
+        """A staged piece. Raises :class:`ChunkMissing` if its file cannot be read, or has changed
+        meanwhile; who does not have that found out gets another piece then."""
         pack = self._packs.get(digest)
         if pack is not None:
             return pack
@@ -129,9 +130,27 @@ class Stager:
                 data = read_piece(fd, offset, length)
         except OSError as error:
             raise ChunkMissing(f"{names.shown(path)} cannot be read: {error.strerror}.") from None
-        if digest_of(data) != digest:
+        if verify and digest_of(data) != digest:
             raise ChunkMissing(f"{names.shown(path)} has changed while it was sent.")
         return data
+
+
+def expect(store: ChunkStore, files: Iterable[Entry]) -> list[bytes]:
+    """Have the pieces of large files put into parts of the store as they come, until a
+    :class:`Placer` takes these; gives the digests of the parts that were opened for it."""
+    return [
+        entry.digest
+        for entry in files
+        if entry.chunks
+        and digest_of_chunks(entry.chunks) == entry.digest
+        and _makes_up(entry)
+        and store.parts.open(entry.digest, entry.chunks, entry.size, CHUNK)
+    ]
+
+
+def _makes_up(entry: Entry) -> bool:
+    """Whether the pieces make up the file's size."""
+    return (len(entry.chunks) - 1) * CHUNK < entry.size <= len(entry.chunks) * CHUNK
 
 
 class Placer:
@@ -237,9 +256,14 @@ class Placer:
         temporary = self._temporary + b"%d" % next(self._numbers)
         mode = 0o777 if entry.executable else 0o666
         fd = os.open(temporary, _NEW, mode, dir_fd=folder)
+        part = self._store.parts.take(entry.digest) if entry.chunks else None
         try:
             try:
-                self._fill(fd, change, entry)
+                if part is None:
+                    self._fill(fd, change, entry, ())
+                else:
+                    self._fill(part.fd, change, entry, part.have)
+                    fd = self._moved(part, fd, folder, temporary, entry)
                 if change.old[:1] in (b"f", b"x"):
                     os.fchmod(fd, self._mode(folder, name, entry))
                 os.utime(fd, ns=(entry.mtime, entry.mtime))
@@ -255,12 +279,38 @@ class Placer:
             status = os.fstat(fd)
         finally:
             os.close(fd)
+            if part is not None:
+                part.close()
         if (status.st_size, status.st_mtime_ns) == (entry.size, entry.mtime):
             self._tree.wrote(entry, status)  # else the file system has coarser times: it is read
+        if self._own is not None:
+            for index, chunk in enumerate(entry.chunks):
+                self._own[chunk] = entry.path, index * CHUNK
         if name.endswith(b".py"):
             _forget_bytecode(folder, name)
 
-    def _fill(self, fd: int, change: Change, entry: Entry) -> None:
+    def _moved(self, part: Part, fd: int, folder: int, temporary: bytes, entry: Entry) -> int:
+        """Have the file of a part, which is complete, take the place of an empty one; gives the
+        descriptor that is to be used from now on."""
+        os.fchmod(part.fd, stat.S_IMODE(os.fstat(fd).st_mode))
+        try:
+            os.rename(part.path, temporary, dst_dir_fd=folder)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            os.ftruncate(fd, entry.size)
+            for index, digest in enumerate(entry.chunks):
+                length = piece_length(entry, index)
+                if digest != ZEROS or length < CHUNK:
+                    _copy(part.fd, fd, index * CHUNK, length)
+            part.path.unlink(missing_ok=True)
+            return fd
+        moved = os.dup(part.fd)
+        os.close(fd)
+        return moved
+
+    def _fill(self, fd: int, change: Change, entry: Entry, have: Collection[bytes]) -> None:
+        """Write the content, but for the pieces that are there."""
         if not entry.chunks:
             data = self._small(change.place, entry)
             while data:
@@ -268,19 +318,23 @@ class Placer:
             return
         if digest_of_chunks(entry.chunks) != entry.digest:
             raise SyncError("its pieces do not make up its content")
-        if not (len(entry.chunks) - 1) * CHUNK < entry.size <= len(entry.chunks) * CHUNK:
+        if not _makes_up(entry):
             raise SyncError("its pieces do not make up its size")
         os.ftruncate(fd, entry.size)
-        kept = self._keep(fd, change, entry)
+        kept = self._keep(fd, change, entry, have)
         for index, digest in enumerate(entry.chunks):
-            if index in kept or (digest == ZEROS and piece_length(entry, index) == CHUNK):
-                continue  # the other case is a hole
+            if (
+                index in kept
+                or digest in have
+                or (digest == ZEROS and piece_length(entry, index) == CHUNK)
+            ):
+                continue  # the last case is a hole
             piece = self._piece(digest)
             if len(piece) != piece_length(entry, index):
                 raise SyncError("its pieces do not make up its size")
             os.pwrite(fd, piece, index * CHUNK)
 
-    def _keep(self, fd: int, change: Change, entry: Entry) -> set[int]:
+    def _keep(self, fd: int, change: Change, entry: Entry, have: Collection[bytes]) -> set[int]:
         """Copy what stays as it is from the file that is replaced, which is in the state that was
         expected: the kernel does that without reading it into this process, and shares the blocks
         where the file system can. Gives the numbers of these pieces."""
@@ -291,19 +345,15 @@ class Placer:
         same = [
             index
             for index, (mine, theirs) in enumerate(zip(old.chunks, entry.chunks, strict=False))
-            if mine == theirs != ZEROS
+            if mine == theirs != ZEROS and mine not in have
         ]
         kept: set[int] = set()
         with suppress(OSError), self._tree.root.reading(change.path) as source:
             if not as_known(known, os.fstat(source)):
                 return set()
             for index in same:
-                offset, length = index * CHUNK, piece_length(entry, index)
-                while length:
-                    count = os.copy_file_range(source, fd, length, offset, offset)
-                    if not count:
-                        return kept
-                    offset, length = offset + count, length - count
+                if not _copy_in_kernel(source, fd, index * CHUNK, piece_length(entry, index)):
+                    return kept
                 kept.add(index)
             if not as_known(known, os.fstat(source)):
                 raise SyncError(CHANGED)
@@ -346,6 +396,27 @@ class Placer:
         packs = {change.place.pack for change in changes if change.place.pack}
         self._store.discard(packs | self._used)
         self._used.clear()
+
+
+def _copy_in_kernel(source: int, target: int, offset: int, length: int) -> bool:
+    """Copy bytes to the same place of another file; False where it ends before. Raises OSError."""
+    while length:
+        count = os.copy_file_range(source, target, length, offset, offset)
+        if not count:
+            return False
+        offset, length = offset + count, length - count
+    return True
+
+
+def _copy(source: int, target: int, offset: int, length: int) -> None:
+    """As :func:`_copy_in_kernel`, also between file systems for which the kernel does not."""
+    with suppress(OSError, AttributeError):
+        if _copy_in_kernel(source, target, offset, length):
+            return
+    rest = memoryview(read_piece(source, offset, length))
+    while rest:
+        count = os.pwrite(target, rest, offset)
+        rest, offset = rest[count:], offset + count
 
 
 def ordered(changes: Iterable[Change]) -> list[Change]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,18 @@ from mlinfra_sdk.errors import RequestError
 from mlinfra_sdk.objects.bulk import Source
 from mlinfra_sdk.objects.store import ChunkStore
 from mlinfra_sdk.sync.ignore import Rules
-from mlinfra_sdk.sync.messages import AnyMessage, Applied, Apply, List, Listing, Stage, Staged
+from mlinfra_sdk.sync.messages import (
+    AnyMessage,
+    Applied,
+    Apply,
+    Expect,
+    List,
+    Listing,
+    Stage,
+    Staged,
+)
 from mlinfra_sdk.sync.messages import decode as decode_message
-from mlinfra_sdk.sync.transfer import Placer, Stager
+from mlinfra_sdk.sync.transfer import Placer, Stager, expect
 from mlinfra_sdk.sync.tree import Tree
 
 FOLDER = "workspaces"
@@ -69,6 +79,8 @@ class Files:
         self._store = store
         self._twins: dict[str, _Twin] = {}
         self._stagers: dict[tuple[object, str], Stager] = {}
+        self._expected: dict[tuple[object, str], set[bytes]] = {}
+        """Parts of the store that are open for each client and workspace."""
 
     def _twin(self, name: str) -> _Twin:
         twin = self._twins.get(name)
@@ -90,16 +102,34 @@ class Files:
         """Do what an encoded message of ``sync.messages`` asks for."""
         message: AnyMessage = decode_message(body)
         twin = self._twin(message.name)
+        key = client, message.name
+        if isinstance(message, Expect):  # also while what came before is being put in place
+            return await anyio.to_thread.run_sync(self._expect, key, message)
         async with twin.lock:
             match message:
                 case List():
+                    self._close(key, self._expected.get(key, set()))
                     return await anyio.to_thread.run_sync(twin.list, message)
                 case Apply():
-                    return await anyio.to_thread.run_sync(twin.apply, message, self._store)
+                    try:
+                        return await anyio.to_thread.run_sync(twin.apply, message, self._store)
+                    finally:
+                        self._close(key, {it.entry.digest for it in message.changes if it.entry})
                 case Stage():
-                    key = client, message.name
                     stager = self._stagers.setdefault(key, Stager(twin.tree))
                     return Staged(*await anyio.to_thread.run_sync(stager.stage, message.wants))
+
+    def _expect(self, key: tuple[object, str], request: Expect) -> list[bytes]:
+        opened = expect(self._store, request.files)
+        self._expected.setdefault(key, set()).update(opened)
+        return self._store.missing(request.digests)
+
+    def _close(self, key: tuple[object, str], digests: Iterable[bytes]) -> None:
+        """Those parts are not going to be taken; what is in them stays for later."""
+        expected = self._expected.get(key, set())
+        for digest in expected.intersection(digests):
+            expected.discard(digest)
+            self._store.parts.close(digest)
 
     def source(self, client: object) -> Source:
         """What this client fetches from: the files that it has had staged, and the store."""
@@ -110,6 +140,9 @@ class Files:
         """A client has gone."""
         for key in [key for key in self._stagers if key[0] is client]:
             del self._stagers[key]
+        for key in [key for key in self._expected if key[0] is client]:
+            self._close(key, self._expected[key])
+            del self._expected[key]
 
 
 class _Sources:
@@ -122,7 +155,7 @@ class _Sources:
     def read_chunk(self, digest: bytes, *, verify: bool = True) -> bytes:
         for stager in self._stagers:
             if stager.size(digest):
-                return stager.read_chunk(digest)
+                return stager.read_chunk(digest, verify=verify)
         return self._store.read_chunk(digest, verify=verify)
 
     def size(self, digest: bytes) -> int:

@@ -1,0 +1,183 @@
+"""Files that come piece by piece: each lies in a folder beside the chunks until it is complete.
+
+A piece of such a file is written once, into its place, instead of as a chunk that is read and
+copied later. A file is named by the digest of its content, so what came before an interrupt is
+found again: the pieces that lie in it are recognised by reading them; what is a hole has not come.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from blake3 import blake3
+
+Buffer = bytes | bytearray | memoryview
+
+_THREADS = min(4, os.cpu_count() or 1)
+
+
+class Part:
+    """A file of ``size`` bytes in pieces of ``length`` bytes each (the last one may be shorter),
+    of which some are there. :attr:`fd` is open and locked until :meth:`close`."""
+
+    def __init__(
+        self, path: Path, fd: int, pieces: Sequence[bytes], size: int, length: int
+    ) -> None:
+        self.path = path
+        self.fd = fd
+        self.have: set[bytes] = set()
+        """Digests of the pieces that are in their places."""
+        self._size = size
+        self._length = length
+        self._places: dict[bytes, list[int]] = {}
+        for index, digest in enumerate(pieces):
+            self._places.setdefault(digest, []).append(index)
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @property
+    def wanted(self) -> Iterable[bytes]:
+        """The digests of all pieces."""
+        return self._places.keys()
+
+    def put(self, digest: bytes, data: Buffer) -> bool:
+        """Write a piece of this digest into all its places; False if it has none, or is too late.
+        Raises OSError."""
+        places = self._places.get(digest, ())
+        with self._lock:
+            if self._closed or not places:
+                return False
+            if digest not in self.have:
+                for index in places:
+                    if len(data) != self._extent(index):
+                        return False
+                    rest, offset = memoryview(data).cast("B"), index * self._length
+                    while rest:
+                        count = os.pwrite(self.fd, rest, offset)
+                        rest, offset = rest[count:], offset + count
+                self.have.add(digest)
+        return True
+
+    def read(self, digest: bytes) -> bytes | None:
+        """A piece that is there, verified."""
+        with self._lock:
+            if self._closed or digest not in self.have:
+                return None
+            data = self._read(self._places[digest][0])
+        return data if blake3(data).digest() == digest else None
+
+    def close(self) -> None:
+        """Take nothing more. The file stays where it is."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                os.close(self.fd)
+
+    def look(self) -> None:
+        """Find out what is there already. Raises OSError."""
+        size = os.fstat(self.fd).st_size
+        os.ftruncate(self.fd, self._size)
+        if not size:
+            return
+
+        def there(digest: bytes) -> bool:
+            return all(
+                self._any_data(index) and blake3(self._read(index)).digest() == digest
+                for index in self._places[digest]
+            )
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            found = pool.map(there, self._places)
+            self.have = {
+                digest for digest, is_there in zip(self._places, found, strict=True) if is_there
+            }
+
+    def _any_data(self, index: int) -> bool:
+        start = index * self._length
+        with contextlib.suppress(OSError, AttributeError):  # the rest of the file is one hole
+            return os.lseek(self.fd, start, os.SEEK_DATA) < start + self._extent(index)
+        return not hasattr(os, "SEEK_DATA")
+
+    def _extent(self, index: int) -> int:
+        return min(self._length, self._size - index * self._length)
+
+    def _read(self, index: int) -> bytes:
+        return os.pread(self.fd, self._extent(index), index * self._length)
+
+
+class Parts:
+    """The files below ``folder`` that this process is putting together."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._open: dict[bytes, Part] = {}
+        self._wanted: dict[bytes, list[Part]] = {}
+        """The files that each piece belongs to."""
+
+    def open(self, digest: bytes, pieces: Sequence[bytes], size: int, length: int) -> bool:
+        """From now on put pieces into the file whose content has this digest, and go on where it
+        was left. False if it is being put together already: here, or by another process."""
+        if digest in self._open:
+            return False
+        part = self._locked(digest, pieces, size, length)
+        if part is None:
+            return False
+        self._open[digest] = part
+        for piece in part.wanted:
+            self._wanted.setdefault(piece, []).append(part)
+        return True
+
+    def _locked(
+        self, digest: bytes, pieces: Sequence[bytes], size: int, length: int
+    ) -> Part | None:
+        path = self.folder / digest.hex()
+        part = None
+        try:
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            part = Part(path, os.open(path, flags, 0o600), pieces, size, length)
+            fcntl.flock(part.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(part.fd).st_ino != path.stat().st_ino:
+                raise FileExistsError  # another process has just moved it to its place
+            part.look()
+        except OSError:  # also where files cannot be locked: chunks do as well
+            if part is not None:
+                part.close()
+            return None
+        return part
+
+    def put(self, digest: bytes, data: Buffer) -> bool:
+        """Give a piece to all files that it belongs to; False if there is none. Raises OSError."""
+        return any([part.put(digest, data) for part in self._wanted.get(digest, ())])
+
+    def has(self, digest: bytes) -> bool:
+        """Whether a piece is in one of the files."""
+        return any(digest in part.have for part in self._wanted.get(digest, ()))
+
+    def read(self, digest: bytes) -> bytes | None:
+        """A piece of one of the files."""
+        return next(filter(None, (it.read(digest) for it in self._wanted.get(digest, ()))), None)
+
+    def take(self, digest: bytes) -> Part | None:
+        """The file whose content has this digest, which the caller completes, moves and closes."""
+        part = self._open.pop(digest, None)
+        if part is not None:
+            for piece in part.wanted:
+                owners = [it for it in self._wanted.get(piece, ()) if it is not part]
+                if owners:
+                    self._wanted[piece] = owners
+                else:
+                    self._wanted.pop(piece, None)
+        return part
+
+    def close(self, digest: bytes) -> None:
+        """Put this file together no more; what has come of it stays for later."""
+        part = self.take(digest)
+        if part is not None:
+            part.close()
