@@ -100,6 +100,8 @@ def test_a_local_folder(far: Client) -> None:
     recorder = Recorder()
     far.run("1", recorder).get()
     assert "data" in recorder.phases and recorder.progressed[-1] == (10_000_101, 10_000_101)
+    (store,) = machine_folder(far).rglob("store")
+    assert sum(file.stat().st_size for file in store.rglob("*") if file.is_file()) < 1_000_000
     assert found(far, "images") == files
     moved = far.session.ledger.transfers(far.session.machine.id)
     assert {it.what for it in moved} == {"datasets"}

@@ -149,6 +149,18 @@ def test_what_nobody_completes_is_cleared_away(store: ChunkStore) -> None:
     assert not path.exists()
 
 
+def test_what_an_older_file_has_in_common_need_not_come(store: ChunkStore, tmp_path: Path) -> None:
+    older = tmp_path / "older"
+    older.write_bytes(CONTENT[: 2 * LENGTH] + b"x" * LENGTH + PIECES[2] + b"longer")
+    assert store.parts.open(NAME, ORDER, len(CONTENT), LENGTH, older)
+    assert store.missing(ORDER) == [DIGESTS[0]]  # one of its two places is another
+    store.put_chunk(PIECES[0])
+    part = store.parts.take(NAME)
+    assert part is not None
+    assert part.path.read_bytes() == CONTENT
+    part.close()
+
+
 def big_file(folder: Path) -> bytes:
     """Seven pieces with a hole, two of which are the same, and an end."""
     piece = os.urandom(CHUNK)

@@ -102,7 +102,7 @@ class Cache:
         older version that have the same marks are taken over."""
         part = self.part(key, version)
         part.mkdir(mode=0o700, parents=True, exist_ok=True)
-        older = self._files_of_others(key)
+        older = {(path, size, mark): file for path, size, mark, file in self._others(key)}
         missing = []
         for entry in entries:
             path = part / check_path(entry.path)
@@ -118,17 +118,21 @@ class Cache:
             missing.append(entry)
         return missing
 
-    def _files_of_others(self, key: str) -> dict[tuple[str, int, str], Path]:
-        found: dict[tuple[str, int, str], Path] = {}
-        for manifest in (self.root / _plain(key)).glob("*.manifest"):
+    def older(self, key: str) -> dict[str, Path]:
+        """The files of other versions by their paths, of several the newest."""
+        return {path: file for path, _, _, file in self._others(key)}
+
+    def _others(self, key: str) -> Iterator[tuple[str, int, str, Path]]:
+        """Files that are as they were, the oldest first."""
+        manifests = (self.root / _plain(key)).glob("*.manifest")
+        for manifest in sorted(manifests, key=_modified):
             with suppress(OSError, msgspec.DecodeError):
                 known = msgspec.msgpack.decode(manifest.read_bytes(), type=Manifest)
                 for path, (size, modified, mark) in known.files.items():
                     file = manifest.with_suffix("") / path
                     status = file.stat()
                     if (status.st_size, status.st_mtime_ns) == (size, modified):
-                        found[path, size, mark] = file
-        return found
+                        yield path, size, mark, file
 
     def finish(self, key: str, version: str, entries: list[Entry]) -> Path:
         """All files are there: make the version complete, in one step."""
@@ -202,6 +206,13 @@ class Cache:
             lock.unlink(missing_ok=True)
             after = os.statvfs(self.root)
             return max(0, (after.f_bavail - before) * after.f_frsize)
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # removed by another process in this moment
+        return 0.0
 
 
 def _is(path: Path, size: int) -> bool:

@@ -8,8 +8,11 @@ found again: the pieces that lie in it are recognised by reading them; what is a
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import itertools
 import os
+import stat
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +23,7 @@ from blake3 import blake3
 Buffer = bytes | bytearray | memoryview
 
 _THREADS = min(4, os.cpu_count() or 1)
+_COPIED = 1 << 20
 
 
 class Part:
@@ -72,6 +76,24 @@ class Part:
             data = self._read(self._places[digest][0])
         return data if blake3(data).digest() == digest else None
 
+    def move(self, fd: int, name: bytes | str | Path, folder: int | None = None) -> None:
+        """Have the file, which is complete, take the place of the empty one that is open as ``fd``
+        and called ``name`` (in ``folder``), with its permissions: ``fd`` is a descriptor
+        of it then. Raises OSError."""
+        os.fchmod(self.fd, stat.S_IMODE(os.fstat(fd).st_mode))
+        try:
+            os.rename(self.path, name, dst_dir_fd=folder)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            os.ftruncate(fd, self._size)
+            for index in itertools.chain.from_iterable(self._places.values()):
+                if self._any_data(index):
+                    copy_range(self.fd, fd, index * self._length, self._extent(index))
+            self.path.unlink(missing_ok=True)
+        else:
+            os.dup2(self.fd, fd, inheritable=False)
+
     def close(self) -> None:
         """Take nothing more. The file stays where it is."""
         with self._lock:
@@ -79,10 +101,15 @@ class Part:
                 self._closed = True
                 os.close(self.fd)
 
-    def look(self) -> None:
-        """Find out what is there already. Raises OSError."""
+    def look(self, older: Path | None) -> None:
+        """Find out what is there already; if nothing, begin with what is in ``older``. Raises
+        OSError."""
         size = os.fstat(self.fd).st_size
         os.ftruncate(self.fd, self._size)
+        if not size and older is not None:
+            with older.open("rb") as file:
+                size = min(self._size, os.fstat(file.fileno()).st_size)
+                copy_range(file.fileno(), self.fd, 0, size)
         if not size:
             return
 
@@ -111,6 +138,23 @@ class Part:
         return os.pread(self.fd, self._extent(index), index * self._length)
 
 
+def copy_range(source: int, target: int, offset: int, length: int) -> None:
+    """Copy bytes of a file to the same place of another one, by the kernel where it can do that;
+    it shares the blocks where the file system can. Raises OSError."""
+    with contextlib.suppress(OSError, AttributeError):  # not between all file systems
+        while length:
+            count = os.copy_file_range(source, target, length, offset, offset)
+            if not count:
+                break
+            offset, length = offset + count, length - count
+    while length:
+        data = os.pread(source, min(length, _COPIED), offset)
+        if not data:
+            raise OSError(errno.EIO, "it has become shorter")
+        written = os.pwrite(target, data, offset)
+        offset, length = offset + written, length - written
+
+
 class Parts:
     """The files below ``folder`` that this process is putting together."""
 
@@ -120,12 +164,20 @@ class Parts:
         self._wanted: dict[bytes, list[Part]] = {}
         """The files that each piece belongs to."""
 
-    def open(self, digest: bytes, pieces: Sequence[bytes], size: int, length: int) -> bool:
+    def open(
+        self,
+        digest: bytes,
+        pieces: Sequence[bytes],
+        size: int,
+        length: int,
+        older: Path | None = None,
+    ) -> bool:
         """From now on put pieces into the file whose content has this digest, and go on where it
-        was left. False if it is being put together already: here, or by another process."""
+        was left, or with what is alike in an ``older`` one. False if it is being put together
+        already: here, or by another process."""
         if digest in self._open:
             return False
-        part = self._locked(digest, pieces, size, length)
+        part = self._locked(digest, pieces, size, length, older)
         if part is None:
             return False
         self._open[digest] = part
@@ -134,7 +186,12 @@ class Parts:
         return True
 
     def _locked(
-        self, digest: bytes, pieces: Sequence[bytes], size: int, length: int
+        self,
+        digest: bytes,
+        pieces: Sequence[bytes],
+        size: int,
+        length: int,
+        older: Path | None,
     ) -> Part | None:
         path = self.folder / digest.hex()
         part = None
@@ -145,7 +202,7 @@ class Parts:
             fcntl.flock(part.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(part.fd).st_ino != path.stat().st_ino:
                 raise FileExistsError  # another process has just moved it to its place
-            part.look()
+            part.look(older)
         except OSError:  # also where files cannot be locked: chunks do as well
             if part is not None:
                 part.close()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 
 from mlinfra_sdk.errors import ChunkMissing, StoreError, SyncError
-from mlinfra_sdk.objects.parts import Part
+from mlinfra_sdk.objects.parts import copy_range
 from mlinfra_sdk.objects.store import ChunkStore
 
 from . import names
@@ -263,7 +263,7 @@ class Placer:
                     self._fill(fd, change, entry, ())
                 else:
                     self._fill(part.fd, change, entry, part.have)
-                    fd = self._moved(part, fd, folder, temporary, entry)
+                    part.move(fd, temporary, folder)
                 if change.old[:1] in (b"f", b"x"):
                     os.fchmod(fd, self._mode(folder, name, entry))
                 os.utime(fd, ns=(entry.mtime, entry.mtime))
@@ -288,26 +288,6 @@ class Placer:
                 self._own[chunk] = entry.path, index * CHUNK
         if name.endswith(b".py"):
             _forget_bytecode(folder, name)
-
-    def _moved(self, part: Part, fd: int, folder: int, temporary: bytes, entry: Entry) -> int:
-        """Have the file of a part, which is complete, take the place of an empty one; gives the
-        descriptor that is to be used from now on."""
-        os.fchmod(part.fd, stat.S_IMODE(os.fstat(fd).st_mode))
-        try:
-            os.rename(part.path, temporary, dst_dir_fd=folder)
-        except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise
-            os.ftruncate(fd, entry.size)
-            for index, digest in enumerate(entry.chunks):
-                length = piece_length(entry, index)
-                if digest != ZEROS or length < CHUNK:
-                    _copy(part.fd, fd, index * CHUNK, length)
-            part.path.unlink(missing_ok=True)
-            return fd
-        moved = os.dup(part.fd)
-        os.close(fd)
-        return moved
 
     def _fill(self, fd: int, change: Change, entry: Entry, have: Collection[bytes]) -> None:
         """Write the content, but for the pieces that are there."""
@@ -336,10 +316,9 @@ class Placer:
 
     def _keep(self, fd: int, change: Change, entry: Entry, have: Collection[bytes]) -> set[int]:
         """Copy what stays as it is from the file that is replaced, which is in the state that was
-        expected: the kernel does that without reading it into this process, and shares the blocks
-        where the file system can. Gives the numbers of these pieces."""
+        expected. Gives the numbers of these pieces."""
         known = self._tree.known.get(change.path)
-        if known is None or known.entry.state != change.old or not hasattr(os, "copy_file_range"):
+        if known is None or known.entry.state != change.old:
             return set()
         old = known.entry
         same = [
@@ -352,8 +331,7 @@ class Placer:
             if not as_known(known, os.fstat(source)):
                 return set()
             for index in same:
-                if not _copy_in_kernel(source, fd, index * CHUNK, piece_length(entry, index)):
-                    return kept
+                copy_range(source, fd, index * CHUNK, piece_length(entry, index))
                 kept.add(index)
             if not as_known(known, os.fstat(source)):
                 raise SyncError(CHANGED)
@@ -396,27 +374,6 @@ class Placer:
         packs = {change.place.pack for change in changes if change.place.pack}
         self._store.discard(packs | self._used)
         self._used.clear()
-
-
-def _copy_in_kernel(source: int, target: int, offset: int, length: int) -> bool:
-    """Copy bytes to the same place of another file; False where it ends before. Raises OSError."""
-    while length:
-        count = os.copy_file_range(source, target, length, offset, offset)
-        if not count:
-            return False
-        offset, length = offset + count, length - count
-    return True
-
-
-def _copy(source: int, target: int, offset: int, length: int) -> None:
-    """As :func:`_copy_in_kernel`, also between file systems for which the kernel does not."""
-    with suppress(OSError, AttributeError):
-        if _copy_in_kernel(source, target, offset, length):
-            return
-    rest = memoryview(read_piece(source, offset, length))
-    while rest:
-        count = os.pwrite(target, rest, offset)
-        rest, offset = rest[count:], offset + count
 
 
 def ordered(changes: Iterable[Change]) -> list[Change]:

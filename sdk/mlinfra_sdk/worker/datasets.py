@@ -19,7 +19,7 @@ from mlinfra_sdk.datasets.cache import Cache, check_path, key_of
 from mlinfra_sdk.datasets.fetch import Order, Told
 from mlinfra_sdk.datasets.local import File
 from mlinfra_sdk.errors import MlinfraError, RequestError, StoreError
-from mlinfra_sdk.objects.store import ChunkStore
+from mlinfra_sdk.objects.store import CHUNK_SIZE, ChunkStore, chunk_digest
 from mlinfra_sdk.worker import messages as m
 from mlinfra_sdk.worker.files import Files
 from mlinfra_sdk.worker.folder import Config
@@ -60,6 +60,8 @@ class Datasets:
         self._fetches: dict[str, _Fetch] = {}
         self._uses: dict[str, int] = {}
         """Descriptors that keep versions in the cache, by the names of datasets."""
+        self._expected: dict[str, list[bytes]] = {}
+        """Parts of the store that were opened for each dataset."""
 
     @property
     def _cache(self) -> Cache:
@@ -92,10 +94,13 @@ class Datasets:
                 missing = self._lacking(request)
                 digests = [digest for file in missing for digest in file.chunks]
                 self._cache.evict(sum(file.size for file in missing))
+                self._expect(request.key, missing)
                 return self._store.missing(digests)
             case m.WriteFiles():
-                for file in self._lacking(request):
+                files = self._lacking(request)
+                for file in files:
                     self._write(self._cache.part(request.key, request.version), file)
+                self._store.discard(digest for file in files for digest in file.chunks)
             case m.FinishDataset():
                 self._cache.finish(request.key, request.version, request.files)
         return None
@@ -168,15 +173,37 @@ class Datasets:
         wanted = {entry.path for entry in missing}
         return [file for file in request.files if file.path in wanted]
 
-    def _write(self, part: Path, file: File) -> None:
-        path = part / check_path(file.path)
+    def _expect(self, key: str, files: list[File]) -> None:
+        """Have what comes of large files put where it belongs; no more what came before them."""
+        for name in self._expected.pop(key, []):
+            self._store.parts.close(name)
+        large = [file for file in files if len(file.chunks) > 1]
+        older = self._cache.older(key) if large else {}
+        self._expected[key] = [
+            _name(file) for file in large if self._open(file, older.get(file.path))
+        ]
+
+    def _open(self, file: File, older: Path | None = None) -> bool:
+        return self._store.parts.open(_name(file), file.chunks, file.size, CHUNK_SIZE, older)
+
+    def _write(self, folder: Path, file: File) -> None:
+        path = folder / check_path(file.path)
         partial = path.with_name(f".{path.name}.writing")
+        part = None
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with open(partial, "wb") as out:
-                for digest in file.chunks:
-                    out.write(self._store.read_chunk(digest))
-            partial.chmod(0o700 if file.executable else 0o600)
+                os.fchmod(out.fileno(), 0o700 if file.executable else 0o600)
+                if len(file.chunks) > 1:
+                    self._open(file)  # unless it is: another client's files may have closed it
+                    part = self._store.parts.take(_name(file))
+                if part is None:
+                    for digest in file.chunks:
+                        out.write(self._store.read_chunk(digest))
+                else:
+                    for digest in set(file.chunks) - part.have:
+                        part.put(digest, self._store.read_chunk(digest))
+                    part.move(out.fileno(), partial)
             partial.replace(path)
         except OSError as error:
             partial.unlink(missing_ok=True)
@@ -186,6 +213,9 @@ class Datasets:
                 f"The dataset's file {file.path!r} cannot be written: {error.strerror}.",
                 hint="Ask for a machine with a larger disk, or name a smaller part of the data.",
             ) from error
+        finally:
+            if part is not None:
+                part.close()
 
     # For the kernels
 
@@ -223,6 +253,11 @@ class Datasets:
         if ours or not os.path.lexists(link):
             link.parent.mkdir(parents=True, exist_ok=True)
             _replace_link(link, target)
+
+
+def _name(file: File) -> bytes:
+    """What a large file is called while it is put together."""
+    return chunk_digest(b"".join(file.chunks))
 
 
 def _replace_link(link: Path, target: Path) -> None:
