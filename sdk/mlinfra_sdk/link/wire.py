@@ -35,7 +35,8 @@ _BURST = 1 << 20
 _SOCKET_BUFFER = 1 << 20
 _PIPE_BUFFER = 1 << 20
 _GATHER_S = 0.001
-"""How long a wide pipe that was full is left alone: it tells of each page that becomes free."""
+"""How long a wide pipe that has become full is left alone: it tells of each page that becomes
+free, and to be told costs more than to look."""
 _TELL_S = 5.0
 _GREETING_S = 20.0
 _TERMINATION = 1.0
@@ -86,12 +87,7 @@ class DescriptorWire:
             try:
                 count = os.writev(self._write_fd, rest)
             except BlockingIOError:
-                try:
-                    await anyio.wait_writable(self._write_fd)
-                except (anyio.ClosedResourceError, OSError, ValueError) as error:
-                    raise _broken(error) from None
-                if self._gathers:
-                    await anyio.sleep(_GATHER_S)
+                await self._room(self._sent)
                 self._sent = 0
                 continue
             except OSError as error:
@@ -107,6 +103,19 @@ class DescriptorWire:
         if self._sent > _BURST:
             self._sent = 0
             await anyio.lowlevel.checkpoint()
+
+    async def _room(self, sent: int) -> None:
+        """Until something can be written; after something ``sent`` a wide pipe is not asked, but is
+        given time to take more than a page."""
+        if sent and self._gathers:
+            await asyncio.sleep(_GATHER_S)
+            if self._closed:
+                raise _broken(anyio.ClosedResourceError())
+            return
+        try:
+            await anyio.wait_writable(self._write_fd)
+        except (anyio.ClosedResourceError, OSError, ValueError) as error:
+            raise _broken(error) from None
 
     async def receive_into(self, space: memoryview) -> int:
         if self._received > _BURST:
