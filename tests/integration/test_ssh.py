@@ -192,10 +192,10 @@ class Unhurried(SshProvider):
                 if list(buffers) == [KEPT]:
                     wire.receive_into = waiting
 
-            async def waiting(space: memoryview) -> int:
+            async def waiting(space: memoryview, *, fill: bool = False) -> int:
                 self.confirmed.set()
                 await anyio.sleep_forever()
-                return int(await receive_into(space))
+                return int(await receive_into(space, fill=fill))
 
             wire.send = watched
             return wire

@@ -151,8 +151,8 @@ async def test_a_cut_is_mended_and_reported() -> None:
 class Deaf(SocketWire):
     """A wire that does not notice its end, like one whose network is gone."""
 
-    async def receive_into(self, space: memoryview) -> int:
-        count = await super().receive_into(space)
+    async def receive_into(self, space: memoryview, *, fill: bool = False) -> int:
+        count = await super().receive_into(space, fill=fill)
         if not count:
             await anyio.sleep_forever()
         return count
@@ -589,8 +589,8 @@ class Mutable(SocketWire):
         if not self.muted:
             await super().send(buffers)
 
-    async def receive_into(self, space: memoryview) -> int:
-        count = await super().receive_into(space)
+    async def receive_into(self, space: memoryview, *, fill: bool = False) -> int:
+        count = await super().receive_into(space, fill=fill)
         if self.muted:
             await anyio.sleep_forever()
         return count

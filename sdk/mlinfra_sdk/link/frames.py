@@ -162,6 +162,11 @@ class Decoder:
         self._direct: memoryview | None = None
         self._filled = 0
 
+    @property
+    def direct(self) -> bool:
+        """Whether all of :meth:`space` belongs to one payload, which has to be complete first."""
+        return self._direct is not None
+
     def space(self) -> memoryview:
         """Where the next received bytes belong; never empty."""
         if self._direct is not None:

@@ -373,7 +373,7 @@ class LinkSession:
         while True:
             for frame in decoder.received(count):
                 self._handle(frame)
-            count = await wire.receive_into(decoder.space())
+            count = await wire.receive_into(decoder.space(), fill=decoder.direct)
             if not count:
                 raise LinkError("The connection ended.")
             self._heard = True

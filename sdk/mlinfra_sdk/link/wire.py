@@ -34,9 +34,8 @@ _BURST = 1 << 20
 
 _SOCKET_BUFFER = 1 << 20
 _PIPE_BUFFER = 1 << 20
-_GATHER_S = 0.001
-"""How long a wide pipe that has become full is left alone: it tells of each page that becomes
-free, and to be told costs more than to look."""
+_FILL_S = 0.1
+"""How long a space that is to be filled is kept while something arrives."""
 _TELL_S = 5.0
 _GREETING_S = 20.0
 _TERMINATION = 1.0
@@ -51,8 +50,10 @@ class Wire(Protocol):
     async def send(self, buffers: Sequence[Buffer]) -> None:
         """Send all the bytes of all buffers, in order."""
 
-    async def receive_into(self, space: memoryview) -> int:
-        """Receive at least one byte into ``space``; 0 means that the other side has ended."""
+    async def receive_into(self, space: memoryview, *, fill: bool = False) -> int:
+        """Receive at least one byte into ``space``; 0 means that the other side has ended. With
+        ``fill`` nothing but all of it is of use: a wire may come back more rarely then, though at
+        least ten times a second while something arrives."""
 
     async def aclose(self) -> None:
         """Close at once; calls that are waiting end with an error."""
@@ -62,7 +63,9 @@ class DescriptorWire:
     """A wire on a readable and a writable descriptor, which may be the same one.
 
     The reading side stays registered with the asyncio loop, and reads when the loop says so:
-    anyio's ``wait_readable`` registers anew each time, which costs a third of a round trip.
+    anyio's ``wait_readable`` registers anew each time, which costs a third of a round trip. What
+    does not fit into a pipe at once is read and written by the loop's callbacks, not by the task
+    that waits for it: a quick pipe is ready some ten thousand times a second.
     """
 
     def __init__(self, read_fd: int, write_fd: int) -> None:
@@ -72,26 +75,37 @@ class DescriptorWire:
         self._write_fd = write_fd
         self._sent = 0
         self._received = 0
-        _widen(read_fd)
-        self._gathers = _widen(write_fd)
+        for fd in (read_fd, write_fd):
+            _widen(fd)
         self._closed = False
         self._loop = asyncio.get_running_loop()
         self._registered = False
         self._drained = False
         self._space = memoryview(b"")
+        self._filled = 0
+        self._until = 0.0
+        """When a space that is to be filled is given back in any case."""
         self._arrival: asyncio.Future[int] | None = None
+        self._departure: asyncio.Future[None] | None = None
 
     async def send(self, buffers: Sequence[Buffer]) -> None:
         rest = list(buffers)
+        try:
+            if not self._write(rest):
+                await self._departs(rest)
+        except (OSError, anyio.ClosedResourceError) as error:
+            raise _broken(error) from None
+        if self._sent > _BURST:
+            self._sent = 0
+            await anyio.lowlevel.checkpoint()
+
+    def _write(self, rest: list[Buffer]) -> bool:
+        """Write what can be written, and take it out of ``rest``; whether that was all."""
         while rest:
             try:
                 count = os.writev(self._write_fd, rest)
             except BlockingIOError:
-                await self._room(self._sent)
-                self._sent = 0
-                continue
-            except OSError as error:
-                raise _broken(error) from None
+                return False
             self._sent += count
             done = 0
             while done < len(rest) and count >= len(rest[done]):
@@ -100,32 +114,43 @@ class DescriptorWire:
             del rest[:done]
             if count:
                 rest[0] = memoryview(rest[0])[count:]
-        if self._sent > _BURST:
-            self._sent = 0
-            await anyio.lowlevel.checkpoint()
+        return True
 
-    async def _room(self, sent: int) -> None:
-        """Until something can be written; after something ``sent`` a wide pipe is not asked, but is
-        given time to take more than a page."""
-        if sent and self._gathers:
-            await asyncio.sleep(_GATHER_S)
-            if self._closed:
-                raise _broken(anyio.ClosedResourceError())
+    async def _departs(self, rest: list[Buffer]) -> None:
+        if self._closed:
+            raise anyio.ClosedResourceError
+        self._departure = self._loop.create_future()
+        self._loop.add_writer(self._write_fd, self._writable, rest)
+        self._sent = 0
+        try:
+            await self._departure
+        finally:
+            self._departure = None
+            if not self._closed:
+                self._loop.remove_writer(self._write_fd)
+
+    def _writable(self, rest: list[Buffer]) -> None:
+        departure = self._departure
+        if departure is None or departure.done():
             return
         try:
-            await anyio.wait_writable(self._write_fd)
-        except (anyio.ClosedResourceError, OSError, ValueError) as error:
-            raise _broken(error) from None
+            if self._write(rest):
+                departure.set_result(None)
+        except OSError as error:
+            departure.set_exception(error)
 
-    async def receive_into(self, space: memoryview) -> int:
+    async def receive_into(self, space: memoryview, *, fill: bool = False) -> int:
         if self._received > _BURST:
             self._received = 0
             await anyio.lowlevel.checkpoint()
+        count = 0
         try:
             if not self._drained:
                 with contextlib.suppress(BlockingIOError):
-                    return self._read(space)
-            return await self._arrives(space)
+                    count = self._read(space)
+                    if not fill or count in (0, len(space)):
+                        return count
+            return await self._arrives(space, count, fill)
         except (OSError, anyio.ClosedResourceError) as error:
             raise _broken(error) from None
 
@@ -135,13 +160,14 @@ class DescriptorWire:
         self._drained = count < len(space)
         return count
 
-    async def _arrives(self, space: memoryview) -> int:
+    async def _arrives(self, space: memoryview, filled: int, fill: bool) -> int:
         if self._closed:
             raise anyio.ClosedResourceError
         if not self._registered:
             self._loop.add_reader(self._read_fd, self._readable)
             self._registered = True
-        self._space = space
+        self._space, self._filled = space, filled
+        self._until = self._loop.time() + _FILL_S if fill else 0.0
         self._arrival = self._loop.create_future()
         self._received = 0
         try:
@@ -157,11 +183,16 @@ class DescriptorWire:
                 self._registered = False
             return
         try:
-            arrival.set_result(self._read(self._space))
+            count = self._read(self._space[self._filled :])
         except BlockingIOError:
-            pass
+            return
         except OSError as error:
             arrival.set_exception(error)
+            return
+        self._filled += count
+        more = count and self._filled < len(self._space)
+        if not (more and self._until and self._loop.time() < self._until):
+            arrival.set_result(self._filled)
 
     async def aclose(self) -> None:
         if self._closed:
@@ -169,9 +200,11 @@ class DescriptorWire:
         self._closed = True
         if self._registered:
             self._loop.remove_reader(self._read_fd)
-        if self._arrival is not None and not self._arrival.done():
-            self._arrival.set_exception(anyio.ClosedResourceError())
-        anyio.notify_closing(self._write_fd)
+        if self._departure is not None:
+            self._loop.remove_writer(self._write_fd)
+        for waiting in (self._arrival, self._departure):
+            if waiting is not None and not waiting.done():
+                waiting.set_exception(anyio.ClosedResourceError())
         self._read_fd = self._write_fd = -1  # the numbers may soon be those of other files
         await self._release()
 
@@ -238,7 +271,7 @@ class RelayedWire(DescriptorWire):
         self._gone = False
         self._loop.add_reader(relay, self._relay_ends)
 
-    async def receive_into(self, space: memoryview) -> int:
+    async def receive_into(self, space: memoryview, *, fill: bool = False) -> int:
         now = time.monotonic()
         if now - self._told > _TELL_S:
             self._told = now
@@ -246,13 +279,13 @@ class RelayedWire(DescriptorWire):
                 self._relay.send(b".")
         if self._gone:
             return 0
-        return await super().receive_into(space)
+        return await super().receive_into(space, fill=fill)
 
     def _relay_ends(self) -> None:
         self._gone = True
         self._loop.remove_reader(self._relay)
         if self._arrival is not None and not self._arrival.done():
-            self._arrival.set_result(0)
+            self._arrival.set_result(self._filled)
 
     async def _release(self) -> None:
         if not self._gone:
@@ -278,7 +311,7 @@ class StreamWire:
         except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
             raise _broken(error) from None
 
-    async def receive_into(self, space: memoryview) -> int:
+    async def receive_into(self, space: memoryview, *, fill: bool = False) -> int:
         if not self._rest:
             try:
                 self._rest = memoryview(await self._receiver.receive(len(space)))
@@ -446,14 +479,10 @@ async def open_relay(argv: Sequence[str], env: Mapping[str, str] | None = None) 
     return wire
 
 
-def _widen(fd: int) -> bool:
-    """Whether this is a pipe that holds a lot now."""
-    if not hasattr(fcntl, "F_SETPIPE_SZ"):
-        return False
-    try:
-        return fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BUFFER) >= _PIPE_BUFFER
-    except OSError:  # no pipe, or beyond the user's limit: the default does
-        return False
+def _widen(fd: int) -> None:
+    """Have a pipe hold a lot."""
+    with contextlib.suppress(OSError, AttributeError):  # no pipe, or beyond the user's limit
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BUFFER)
 
 
 async def skip_to_marker(wire: Wire) -> None:

@@ -106,7 +106,7 @@ class KernelProcess:
             await self._tell({"at": at}, [piece])
             await anyio.lowlevel.checkpoint()  # websockets only waits when its buffer is full
 
-    async def receive_into(self, space: memoryview) -> int:
+    async def receive_into(self, space: memoryview, *, fill: bool = False) -> int:
         """Read from its stdout at least one byte; 0 when it has ended."""
         await self._until(lambda: bool(self._chunks) or self._ended)
         if not self._chunks:

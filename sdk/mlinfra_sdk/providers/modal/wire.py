@@ -81,7 +81,7 @@ class SandboxWire:
             self._failure = LinkError(f"The connection broke: {why}", hint="It is made again.")
         self._move()
 
-    async def receive_into(self, space: memoryview) -> int:
+    async def receive_into(self, space: memoryview, *, fill: bool = False) -> int:
         """Receive at least one byte; 0 when the command has ended."""
         if not self._rest:
             if self._pending is None:  # one that was not waited for to its end goes on
