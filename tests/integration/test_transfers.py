@@ -16,7 +16,7 @@ from live import until
 
 from mlinfra_sdk import paths
 from mlinfra_sdk.errors import StoreError
-from mlinfra_sdk.machines import client as client_module
+from mlinfra_sdk.machines import moves
 from mlinfra_sdk.objects.store import CHUNK_SIZE, ChunkStore
 
 RANDOM = np.random.default_rng(1)
@@ -225,7 +225,7 @@ class Impatient(Recorder):
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Progress is told at every opportunity."""
-    monkeypatch.setattr(client_module, "_TELL_EVERY", 0.001)
+    monkeypatch.setattr(moves, "_TELL_EVERY", 0.001)
 
 
 def test_an_interrupted_upload_goes_on_where_it_was(far: Client, eager: None) -> None:

@@ -153,10 +153,10 @@ def test_detached_runs_bring_their_files_when_they_are_collected(notebook: Noteb
 
 
 def write_data(here: Place) -> None:
-    """Enough for four batches."""
+    """Enough for eight batches, of which three are under way at once."""
     data = here.folder / "data"
     data.mkdir()
-    for number in range(120):
+    for number in range(240):
         (data / f"{number}.bin").write_bytes(os.urandom(500_000))
 
 
@@ -181,15 +181,15 @@ def test_an_interrupt_and_a_kill_in_the_middle_of_a_sync(here: Place) -> None:
         Stager.stage = stage
         {then}
     """
-    killed = here.write("script.py", code.format(at=3, signal="signal.SIGKILL", then=""))
+    killed = here.write("script.py", code.format(at=6, signal="signal.SIGKILL", then=""))
     assert here.run(str(killed)).returncode == -9
     there = list(here.home.glob("machines/*/workspaces/*"))
-    assert there and 0 < len(list(there[0].glob("data/*"))) < 120
+    assert there and 0 < len(list(there[0].glob("data/*"))) < 240
     then = """session.run("import os; names = os.listdir('data')")
         print(len(session.namespace["names"]))
         session.stop()"""
     interrupted = code.format(at=2, signal="signal.SIGINT", then=then)
-    assert here.script(interrupted) == "interrupted\n120\n"
+    assert here.script(interrupted) == "interrupted\n240\n"
     assert not list(here.folder.rglob(".mlinfra-tmp-*"))
 
 
@@ -223,7 +223,7 @@ def test_an_agent_that_is_killed_in_the_middle_of_a_sync(here: Place) -> None:
         """,
     )
     done = here.run(str(script))
-    assert done.stdout == "LinkClosed\n120\n", done.stderr
+    assert done.stdout == "LinkClosed\n240\n", done.stderr
 
 
 def test_the_state_of_a_machine_goes_with_it(notebook: Notebook) -> None:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import anyio.from_thread
 import msgspec
 
+from mlinfra_sdk.errors import StoreError
 from mlinfra_sdk.objects.bulk import Source
 from mlinfra_sdk.objects.store import ChunkStore
 from mlinfra_sdk.sync import messages
@@ -19,6 +20,20 @@ from mlinfra_sdk.sync.workspace import Workspace
 from mlinfra_sdk.worker.files import Files
 
 T = TypeVar("T")
+
+
+class Done:
+    """A transfer that is over as soon as it has begun."""
+
+    def __init__(self, error: StoreError | None = None) -> None:
+        self._error = error
+
+    def wait(self, progress: Callable[[int, int], None]) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def cancel(self) -> None:
+        """There is nothing left to be cancelled."""
 
 
 class Direct:
@@ -47,20 +62,20 @@ class Direct:
         return answer
 
     def upload(
-        self,
-        digests: list[bytes],
-        source: Source,
-        progress: Callable[[int, int], None],
-        expect: messages.Expect | None = None,
-    ) -> None:
+        self, digests: list[bytes], source: Source, expect: messages.Expect | None = None
+    ) -> Done:
         if expect is not None:
             missing = self.ask(expect, list[bytes])
         else:
             missing = self.store_there.missing(digests)
         for digest in missing:
-            data = source.read_chunk(digest)
+            try:
+                data = source.read_chunk(digest)
+            except StoreError as error:
+                return Done(error)
             self.sent += len(data)
             assert self.store_there.put_chunk(data) == digest
+        return Done()
 
     def download(self, digests: list[bytes], progress: Callable[[int, int], None]) -> None:
         for digest in self.store_here.missing(digests):

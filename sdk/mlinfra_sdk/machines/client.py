@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -32,6 +32,7 @@ from mlinfra_sdk.link.frames import Channel
 from mlinfra_sdk.link.session import LinkSession
 from mlinfra_sdk.link.state import State, Status, Timing
 from mlinfra_sdk.link.wire import Wire
+from mlinfra_sdk.machines.moves import Move, Progress, unseen
 from mlinfra_sdk.machines.portal import Portal
 from mlinfra_sdk.objects.bulk import Bulk, Source
 from mlinfra_sdk.objects.compression import FEATURE
@@ -43,16 +44,9 @@ T = TypeVar("T")
 _CHECK_EVERY = 5.0
 """Seconds between questions to the provider whether the machine lives."""
 _LATE_SINKS = 64
-_TELL_EVERY = 0.1
-"""Seconds between two reports of a transfer's progress."""
 _NO_SIZES: Mapping[bytes, int] = MappingProxyType({})
 
 Sink = Callable[[m.Record], Awaitable[None]]
-Progress = Callable[[int, int], None]
-
-
-def _unseen(done: int, total: int) -> None:
-    """Nobody looks at the progress."""
 
 
 class AgentClient:
@@ -293,31 +287,35 @@ class AgentClient:
     # -- chunks ------------------------------------------------------------------------------
 
     def upload(
-        self,
-        digests: list[bytes],
-        progress: Progress = _unseen,
-        source: Source | None = None,
-        missing: list[bytes] | None = None,
+        self, digests: list[bytes], progress: Progress = unseen, source: Source | None = None
     ) -> int:
         """Send the chunks that the machine lacks, from the store or another ``source``, and wait
         until it has them; gives the bytes.
 
         ``progress`` is called in this thread now and then with the bytes done and in all. What was
-        sent before an interrupt or a cut is not sent again. The machine is asked what it lacks
-        unless ``missing`` says so. Raises :class:`ChunkCorrupt` or :class:`ChunkMissing` for a
-        chunk that this side has lost.
+        sent before an interrupt or a cut is not sent again. Raises :class:`ChunkCorrupt` or
+        :class:`ChunkMissing` for a chunk that this side has lost.
         """
         if not digests:
             return 0
-        if missing is None:
-            missing = self.ask(m.Missing(self.next_id(), digests), list[bytes])
-        if not missing:
-            return 0
-        source = source or self._store
-        move = _Move(sum(map(source.size, missing)), progress)
-        return move.wait(self._portal, self._upload(missing, move, source))
+        return self.begin_upload(m.Missing(self.next_id(), digests), source).wait(progress)
 
-    async def _upload(self, digests: list[bytes], move: _Move, source: Source) -> int:
+    def begin_upload(self, question: m.AnyRequest, source: Source | None = None) -> Move:
+        """As :meth:`upload`, while the caller goes on; the machine's answer to ``question`` is
+        which chunks it lacks."""
+        move = Move()
+
+        async def transfer() -> int:
+            missing = m.decode_as(list[bytes], await self._ask_in_loop(question))
+            if not missing:
+                return 0
+            sizes = (source or self._store).size
+            move.total = await anyio.to_thread.run_sync(lambda: sum(map(sizes, missing)))
+            return await self._upload(missing, move, source or self._store)
+
+        return move.begin(self._portal, transfer())
+
+    async def _upload(self, digests: list[bytes], move: Move, source: Source) -> int:
         bulk = self._bulk
         before = bulk.bytes_sent
         for verify in (False, True, True):
@@ -334,7 +332,7 @@ class AgentClient:
     def download(
         self,
         digests: Iterable[bytes],
-        progress: Progress = _unseen,
+        progress: Progress = unseen,
         sizes: Mapping[bytes, int] = _NO_SIZES,
     ) -> int:
         """Get the chunks that the store lacks from the machine; gives their number of bytes.
@@ -344,10 +342,10 @@ class AgentClient:
         missing = self._store.missing(digests)
         if not missing:
             return 0
-        move = _Move(sum(sizes.get(digest, CHUNK_SIZE) for digest in missing), progress)
-        return move.wait(self._portal, self._download(missing, move))
+        move = Move(sum(sizes.get(digest, CHUNK_SIZE) for digest in missing))
+        return move.begin(self._portal, self._download(missing, move)).wait(progress)
 
-    async def _download(self, digests: list[bytes], move: _Move) -> int:
+    async def _download(self, digests: list[bytes], move: Move) -> int:
         bulk = self._bulk
         before, stored = bulk.bytes_received, bulk.stored
         move.watch(lambda: bulk.stored - stored)
@@ -375,14 +373,14 @@ class AgentClient:
         """As :meth:`download`, in the portal's own loop."""
         missing = await anyio.to_thread.run_sync(self._store.missing, digests)
         if missing:
-            await self._download(missing, _Move(0, _unseen))
+            await self._download(missing, Move())
 
     async def give(self, digests: list[bytes]) -> None:
         """As :meth:`upload`, in the portal's own loop."""
         request = m.Missing(self.next_id(), digests)
         missing = m.decode_as(list[bytes], await self._ask_in_loop(request))
         if missing:
-            await self._upload(missing, _Move(0, _unseen), self._store)
+            await self._upload(missing, Move(), self._store)
 
     async def _ask_in_loop(self, request: m.AnyRequest) -> bytes:
         future: concurrent.futures.Future[bytes] = concurrent.futures.Future()
@@ -403,35 +401,6 @@ class AgentClient:
                 self._close_requested.set()
 
         self._portal.start(request())
-
-
-class _Move:
-    """How far a transfer of ``total`` bytes is."""
-
-    def __init__(self, total: int, progress: Progress) -> None:
-        self._total = total
-        self._progress = progress
-        self._done = 0
-        self._measure: Callable[[], int] = lambda: self._done
-
-    def add(self, size: int) -> None:
-        """So many bytes more have been sent."""
-        self._done += size
-
-    def watch(self, measure: Callable[[], int]) -> None:
-        """So many bytes have come."""
-        self._measure = measure
-
-    def wait(self, portal: Portal, transfer: Coroutine[Any, Any, T]) -> T:
-        """Until its end; an interrupt cancels it."""
-        future = portal.submit(transfer)
-        try:
-            while not concurrent.futures.wait([future], _TELL_EVERY).done:
-                self._progress(min(self._measure(), self._total), self._total)
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
 
 
 def _unsteady(digests: list[bytes]) -> StoreError:

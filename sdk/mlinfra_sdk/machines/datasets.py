@@ -11,7 +11,8 @@ from mlinfra_sdk import paths, sources
 from mlinfra_sdk.datasets.cache import key_of, version_of
 from mlinfra_sdk.datasets.credentials import options_for
 from mlinfra_sdk.datasets.local import File, Folder
-from mlinfra_sdk.machines.client import AgentClient, Progress
+from mlinfra_sdk.machines.client import AgentClient
+from mlinfra_sdk.machines.moves import Progress
 from mlinfra_sdk.sources import Source
 from mlinfra_sdk.worker import messages as m
 

@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from mlinfra_sdk.machines.client import AgentClient
+from mlinfra_sdk.machines.moves import Move
 from mlinfra_sdk.objects.bulk import Source
 from mlinfra_sdk.sync import messages
 from mlinfra_sdk.worker import messages as m
@@ -43,16 +44,14 @@ class AgentFiles:
         return answer
 
     def upload(
-        self,
-        digests: list[bytes],
-        source: Source,
-        progress: Callable[[int, int], None],
-        expect: messages.Expect | None = None,
-    ) -> None:
-        """Send those of the chunks that the machine lacks, and wait until it has them; ``expect``
-        tells it what large files they belong to."""
-        missing = None if expect is None else self.ask(expect, list[bytes])
-        self._client.upload(digests, progress, source, missing)
+        self, digests: list[bytes], source: Source, expect: messages.Expect | None = None
+    ) -> Move:
+        """Begin to send those of the chunks that the machine lacks; over when it has them.
+        ``expect`` tells it what large files they belong to."""
+        if not digests:
+            return Move()
+        question = m.Missing(self._client.next_id(), digests)
+        return self._client.begin_upload(self._request(expect) if expect else question, source)
 
     def download(self, digests: list[bytes], progress: Callable[[int, int], None]) -> None:
         """Bring chunks into the local store."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
+from typing import NamedTuple
 
 from mlinfra_sdk.errors import ChunkCorrupt, ChunkMissing
 
 from . import names
 from .entries import ABSENT, FILE, FOLDER, ZEROS, Entry
-from .knowledge import Knowledge
+from .knowledge import Knowledge, Moving
 from .merge import Plan
 from .messages import (
     CHANGED,
@@ -25,13 +27,22 @@ from .messages import (
     Want,
 )
 from .reports import Report
-from .transfer import Placer, expect, ordered
+from .transfer import Placer, Stager, expect, ordered
 
 _BATCH_BYTES = 16 << 20
-_BATCH_FILES = 2000
+_BATCH_FILES = 1000
+_UNDER_WAY = 3
+"""Batches that are on their way to the machine at once: one fills the round trips of another."""
 
 Progress = Callable[[int, int], None]
 """Takes the bytes that are done, and those in all."""
+
+
+class _Upload(NamedTuple):
+    """Content that is on its way to the machine, and what can be done there with it."""
+
+    batch: list[Change]
+    move: Moving
 
 
 class Carrier(Knowledge):
@@ -115,33 +126,47 @@ class Carrier(Knowledge):
         changes = [Change(path, self._state_there(path), here[path]) for path in plan.up]
         changes += [Change(path, self._state_there(path)) for path in plan.remove_there]
         fine = True
-        pending: tuple[list[Change], Future[Applied]] | None = None
+        under_way: deque[_Upload] = deque()
+        put: tuple[list[Change], Future[Applied]] | None = None
 
-        def finish() -> bool:
-            if pending is None:
-                return True
-            batch, answer = pending
-            problems = self._noted(answer.result())
-            for change, problem in zip(batch, problems, strict=True):
-                if not problem:
-                    self._came_there(change, report)
-            return self._judge(batch, problems, report)
+        def settle() -> bool:
+            """The oldest upload ends, and what came before it is in place."""
+            nonlocal put
+            batch = self._uploaded(under_way.popleft(), report, advance)
+            good = self._put_there(put, report)
+            put = batch, self._peer.begin(Apply(self.name, batch), Applied)
+            return good
 
-        for batch in _batches(ordered(changes)):
-            sent, good = self._upload(batch, pieces, report, advance)
-            fine = finish() and good and fine
-            pending = sent, self._peer.begin(Apply(self.name, sent), Applied)
-        return finish() and fine
+        try:
+            for batch in _batches(ordered(changes)):
+                upload, good = self._upload(batch, pieces, report)
+                under_way.append(upload)
+                fine = good and fine
+                if len(under_way) == _UNDER_WAY:
+                    fine = settle() and fine
+            while under_way:
+                fine = settle() and fine
+            return self._put_there(put, report) and fine
+        finally:
+            for upload in under_way:
+                upload.move.cancel()
+
+    def _put_there(self, put: tuple[list[Change], Future[Applied]] | None, report: Report) -> bool:
+        """Wait until a batch is in place on the machine."""
+        if put is None:
+            return True
+        batch, answer = put
+        problems = self._noted(answer.result())
+        for change, problem in zip(batch, problems, strict=True):
+            if not problem:
+                self._came_there(change, report)
+        return self._judge(batch, problems, report)
 
     def _upload(
-        self,
-        batch: list[Change],
-        pieces: set[bytes],
-        report: Report,
-        advance: Callable[[int], None],
-    ) -> tuple[list[Change], bool]:
-        """Have the machine get the content of a batch; gives what of it can be applied. ``pieces``
-        are those that it has."""
+        self, batch: list[Change], pieces: set[bytes], report: Report
+    ) -> tuple[_Upload, bool]:
+        """Begin to bring the machine the content of a batch; False if something of it cannot be
+        had. ``pieces`` are those that the machine has."""
         files = [it for it in batch if it.entry is not None and it.entry.kind == FILE]
         wants = []
         for change in files:
@@ -154,13 +179,28 @@ class Carrier(Knowledge):
             for number, change in enumerate(files)
             if wants[number].pieces or (change.entry is not None and not change.entry.chunks)
         ]
-        places, digests = self._stager.stage([wants[number] for number in needed])
+        stager = Stager(self._tree)
+        places, digests = stager.stage([wants[number] for number in needed])
         problems = [""] * len(files)
         for number, place in zip(needed, places, strict=True):
             files[number].place = place
             problems[number] = place.error
         good = self._judge(files, problems, report)
+        large = [
+            change.entry
+            for change, want, problem in zip(files, wants, problems, strict=True)
+            if change.entry is not None and want.pieces and not problem
+        ]
+        expected = Expect(self.name, large, digests) if large else None
+        failed = {change.path for change, problem in zip(files, problems, strict=True) if problem}
+        pieces.update(*(entry.chunks for entry in large))  # later batches find them in these files
+        ready = [it for it in batch if it.path not in failed]
+        return _Upload(ready, self._peer.upload(digests, stager, expected)), good
 
+    def _uploaded(
+        self, upload: _Upload, report: Report, advance: Callable[[int], None]
+    ) -> list[Change]:
+        """Wait until an upload is over; gives what of its batch can be put in place."""
         told = 0
 
         def progress(done: int, total: int) -> None:
@@ -168,22 +208,13 @@ class Carrier(Knowledge):
             advance(done - told)
             told = done
 
-        large = [
-            change.entry
-            for change, want, problem in zip(files, wants, problems, strict=True)
-            if change.entry is not None and want.pieces and not problem
-        ]
-        expected = Expect(self.name, large, digests) if large else None
         try:
-            self._peer.upload(digests, self._stager, progress, expected)
+            upload.move.wait(progress)
         except (ChunkMissing, ChunkCorrupt) as error:  # it is sent with the next sync
             self._warn(report, error.message)
             self._left_over = True
-            failed = {change.path for change in files if change.entry and change.entry.chunks}
-            return [it for it in batch if it.path not in failed], good
-        failed = {change.path for change, problem in zip(files, problems, strict=True) if problem}
-        pieces.update(*(entry.chunks for entry in large))  # later batches find them in these files
-        return [it for it in batch if it.path not in failed], good
+            return [it for it in upload.batch if it.entry is None or not it.entry.chunks]
+        return upload.batch
 
     def _came_there(self, change: Change, report: Report) -> None:
         if change.entry is None:

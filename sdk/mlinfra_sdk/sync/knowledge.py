@@ -29,13 +29,24 @@ from .messages import (
     Listing,
 )
 from .reports import Report
-from .transfer import Stager
 from .tree import TooMany, Tree, write_private
 
 T = TypeVar("T")
 
 _FORGOTTEN_S = 30 * 86400
 """Seconds after which the record of a machine that was never used again is removed."""
+
+
+class Moving(Protocol):
+    """A transfer that goes on meanwhile."""
+
+    def wait(self, progress: Callable[[int, int], None]) -> object:
+        """Until its end."""
+        ...
+
+    def cancel(self) -> None:
+        """What has not been sent need not be."""
+        ...
 
 
 class Peer(Protocol):
@@ -49,15 +60,9 @@ class Peer(Protocol):
         """Send a message; the answer comes later."""
         ...
 
-    def upload(
-        self,
-        digests: list[bytes],
-        source: Source,
-        progress: Callable[[int, int], None],
-        expect: Expect | None = None,
-    ) -> None:
-        """Send those of the chunks that the machine lacks, and wait until it has them; ``expect``
-        tells it what large files they belong to."""
+    def upload(self, digests: list[bytes], source: Source, expect: Expect | None = None) -> Moving:
+        """Begin to send those of the chunks that the machine lacks; over when it has them.
+        ``expect`` tells it what large files they belong to."""
         ...
 
     def download(self, digests: list[bytes], progress: Callable[[int, int], None]) -> None:
@@ -115,7 +120,6 @@ class Knowledge:
             state / f"{key}.index",
             {below for path in excluded if (below := limits.is_below(path, root))},
         )
-        self._stager = Stager(self._tree)
         self._base: dict[bytes, bytes] = {}
         self._base_saved = True
         self._entries: dict[bytes, Entry] = {}
