@@ -103,7 +103,8 @@ def _agent(socket: Path) -> None:
 
 async def _through_the_link(socket: Path, up: bool) -> float:
     """Seconds for the chunks through a link whose wire is ssh."""
-    argv = [sys.executable, "-m", "mlinfra_sdk.link.relay", str(socket)]
+    path = f"PYTHONPATH={os.pathsep.join(sys.path)}"  # wherever the SDK is imported from here
+    argv = ["env", path, sys.executable, "-m", "mlinfra_sdk.link.relay", str(socket)]
     command = [*SshRemote(HOST).command(), shlex.join(argv)]
     count = (MIB << 20) // CHUNK
     async with connect(lambda: open_relay(command), SECRET) as session:
