@@ -33,7 +33,7 @@ class Listing(msgspec.Struct, array_like=True):
     skipped: dict[bytes, str]
 
 
-class Want(msgspec.Struct, array_like=True):
+class Want(msgspec.Struct, array_like=True, gc=False):
     """A file, in this state, of which these pieces are wanted (none: all of a small one)."""
 
     path: bytes
@@ -59,7 +59,7 @@ class Stage(msgspec.Struct, tag=True):
     wants: list[Want]
 
 
-class Place(msgspec.Struct, array_like=True):
+class Place(msgspec.Struct, array_like=True, gc=False):
     """Where a small file's content lies: in which pack, and from which byte on. ``error`` says why
     it cannot be had."""
 
@@ -75,7 +75,7 @@ class Staged(msgspec.Struct, array_like=True):
     digests: list[bytes]
 
 
-class Change(msgspec.Struct, array_like=True):
+class Change(msgspec.Struct, array_like=True, gc=False):
     """Something to be done at a path, provided that it is still in the state ``old``.
 
     With an ``entry`` that is put there, its content taken from ``place`` or from its pieces; with

@@ -11,7 +11,9 @@ import itertools
 import os
 import secrets
 import stat
+import threading
 from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from mlinfra_sdk.errors import ChunkMissing, StoreError, SyncError
@@ -39,6 +41,9 @@ PACK = 4 << 20
 _MAGIC = b"mlinfra pack\n"
 """At the beginning of each pack: no other chunk is ever the same, so a pack may be removed from a
 store when its files are in place."""
+_THREADS = min(4, os.cpu_count() or 1)
+_TOGETHER = 64
+"""Fewer small files are not worth threads."""
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -148,9 +153,27 @@ def expect(store: ChunkStore, files: Iterable[Entry]) -> list[bytes]:
     ]
 
 
+def _is_new(change: Change) -> bool:
+    """Whether this is a small file where nothing was."""
+    entry = change.entry
+    return (
+        entry is not None
+        and entry.kind == FILE
+        and not (entry.chunks or change.old or change.to)
+        and entry.path == change.path
+    )
+
+
 def _makes_up(entry: Entry) -> bool:
     """Whether the pieces make up the file's size."""
     return (len(entry.chunks) - 1) * CHUNK < entry.size <= len(entry.chunks) * CHUNK
+
+
+class _Pack(threading.local):
+    """The pack that a thread has read last."""
+
+    digest = b""
+    data = b""
 
 
 class Placer:
@@ -163,7 +186,7 @@ class Placer:
         self._tree = tree
         self._store = store
         self._durable = durable
-        self._pack: tuple[bytes, bytes] = b"", b""
+        self._pack = _Pack()
         self._used: set[bytes] = set()
         """Pieces that were taken from the store."""
         self._own: dict[bytes, tuple[bytes, int]] | None = None
@@ -185,30 +208,83 @@ class Placer:
     def _apply(self, changes: list[Change], progress: Callable[[int], None]) -> list[str]:
         problems = [""] * len(changes)
         try:
-            for number, change in enumerate(changes):
-                try:
-                    self._make(change)
-                    progress(change.entry.size if change.entry else 0)
-                except SyncError as error:
-                    problems[number] = error.message
-                except StoreError as error:
-                    problems[number] = CHANGED if isinstance(error, ChunkMissing) else str(error)
-                except OSError as error:
-                    if error.errno in _FULL:
-                        raise SyncError(
-                            f"The disk of {self._tree.root.path} is full:"
-                            f" {names.shown(change.path)} could not be written.",
-                            hint="Free some space; what is missing follows with the next sync.",
-                        ) from None
-                    problems[number] = error.strerror or str(error)
+            for alike, group in itertools.groupby(enumerate(changes), lambda it: _is_new(it[1])):
+                numbered = list(group)
+                if alike and len(numbered) >= _TOGETHER:
+                    self._make_together(numbered, problems, progress)
+                    continue
+                for number, change in numbered:
+                    try:
+                        self._make(change)
+                        progress(change.entry.size if change.entry else 0)
+                    except (SyncError, StoreError, OSError) as error:
+                        problems[number] = self._problem(change, error)
         finally:
             self._clear_store(changes)
         return problems
+
+    def _problem(self, change: Change, error: SyncError | StoreError | OSError) -> str:
+        """What kept a change from being made; raised if nothing more can be made."""
+        if isinstance(error, SyncError):
+            return error.message
+        if isinstance(error, StoreError):
+            return CHANGED if isinstance(error, ChunkMissing) else str(error)
+        if error.errno in _FULL:
+            raise SyncError(
+                f"The disk of {self._tree.root.path} is full:"
+                f" {names.shown(change.path)} could not be written.",
+                hint="Free some space; what is missing follows with the next sync.",
+            ) from None
+        return error.strerror or str(error)
+
+    def _make_together(
+        self,
+        numbered: list[tuple[int, Change]],
+        problems: list[str],
+        progress: Callable[[int], None],
+    ) -> None:
+        """Make new small files by several threads: most of the time they wait for the kernel, or
+        for the disk."""
+        ready = []
+        for number, change in numbered:
+            if self._tree.now(change.path) != change.old:
+                problems[number] = CHANGED
+            else:
+                ready.append((number, change))
+        size = max(1, -(-len(ready) // _THREADS))
+        shares = [ready[start : start + size] for start in range(0, len(ready), size)]
+        failed = []
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for share, outcomes in zip(shares, pool.map(self._write_share, shares), strict=True):
+                for (number, change), outcome in zip(share, outcomes, strict=True):
+                    assert change.entry is not None
+                    if isinstance(outcome, os.stat_result):
+                        self._note(change.entry, outcome)
+                        progress(change.entry.size)
+                    else:
+                        failed.append((number, change, outcome))
+        for number, change, error in failed:
+            problems[number] = self._problem(change, error)
+
+    def _write_share(
+        self, share: list[tuple[int, Change]]
+    ) -> list[os.stat_result | SyncError | StoreError | OSError]:
+        """Put files in place; for each its status, or why it could not be done."""
+        outcomes: list[os.stat_result | SyncError | StoreError | OSError] = []
+        with self._tree.root.holding():
+            for _, change in share:
+                try:
+                    outcomes.append(self._write(change))
+                except (SyncError, StoreError, OSError) as error:
+                    outcomes.append(error)
+        return outcomes
 
     def _make(self, change: Change) -> None:
         if self._tree.now(change.path) != change.old:
             raise SyncError(CHANGED)
         root, entry = self._tree.root, change.entry
+        if entry is not None and entry.path != change.path:
+            raise SyncError("its entry is that of another path")
         if change.to:
             names.parts(change.to)
             root.move(change.path, change.to)
@@ -218,8 +294,6 @@ class Placer:
             root.remove(change.path)
             self._tree.removed(change.path)
             return
-        if entry.path != change.path:
-            raise SyncError("its entry is that of another path")
         if change.old[:1] == b"d" and entry.kind != FOLDER:
             root.remove(change.path)
             self._tree.removed(change.path)
@@ -232,7 +306,7 @@ class Placer:
                 raise SyncError(f"it is a link to {names.shown(entry.digest)}, outside")
             root.make_link(change.path, entry.digest)
         elif entry.kind == FILE:
-            self._write(change, entry)
+            self._note(entry, self._write(change))
             return
         else:
             raise SyncError("it is of no known kind")
@@ -240,19 +314,28 @@ class Placer:
         if status is not None:
             self._tree.wrote(entry, status)
 
-    def _write(self, change: Change, entry: Entry) -> None:
-        """Put a file in place."""
+    def _note(self, entry: Entry, status: os.stat_result) -> None:
+        """A file has been put in place."""
+        if (status.st_size, status.st_mtime_ns) == (entry.size, entry.mtime):
+            self._tree.wrote(entry, status)  # else the file system has coarser times: it is read
+        if self._own is not None:
+            for index, chunk in enumerate(entry.chunks):
+                self._own[chunk] = entry.path, index * CHUNK
+
+    def _write(self, change: Change) -> os.stat_result:
+        """Put a file in place; gives its status."""
+        entry = change.entry
+        assert entry is not None
         folder, name = self._tree.root.at(change.path, create=True)
         if not entry.chunks:
-            self._write_in(folder, name, change, entry)
-            return
+            return self._write_in(folder, name, change, entry)
         folder = os.dup(folder)  # pieces may come from files in other directories
         try:
-            self._write_in(folder, name, change, entry)
+            return self._write_in(folder, name, change, entry)
         finally:
             os.close(folder)
 
-    def _write_in(self, folder: int, name: bytes, change: Change, entry: Entry) -> None:
+    def _write_in(self, folder: int, name: bytes, change: Change, entry: Entry) -> os.stat_result:
         temporary = self._temporary + b"%d" % next(self._numbers)
         mode = 0o777 if entry.executable else 0o666
         fd = os.open(temporary, _NEW, mode, dir_fd=folder)
@@ -281,13 +364,9 @@ class Placer:
             os.close(fd)
             if part is not None:
                 part.close()
-        if (status.st_size, status.st_mtime_ns) == (entry.size, entry.mtime):
-            self._tree.wrote(entry, status)  # else the file system has coarser times: it is read
-        if self._own is not None:
-            for index, chunk in enumerate(entry.chunks):
-                self._own[chunk] = entry.path, index * CHUNK
         if name.endswith(b".py"):
             _forget_bytecode(folder, name)
+        return status
 
     def _fill(self, fd: int, change: Change, entry: Entry, have: Collection[bytes]) -> None:
         """Write the content, but for the pieces that are there."""
@@ -338,9 +417,11 @@ class Placer:
         return kept
 
     def _small(self, place: Place, entry: Entry) -> memoryview:
-        if place.pack != self._pack[0]:
-            self._pack = place.pack, self._store.read_chunk(place.pack)
-        data = memoryview(self._pack[1])[place.offset : place.offset + entry.size]
+        pack = self._pack
+        if place.pack != pack.digest:
+            pack.data = self._store.read_chunk(place.pack)
+            pack.digest = place.pack
+        data = memoryview(pack.data)[place.offset : place.offset + entry.size]
         if len(data) != entry.size or digest_of(data) != entry.digest:
             raise SyncError("its content is not what it should be")
         return data
@@ -370,7 +451,7 @@ class Placer:
 
     def _clear_store(self, changes: list[Change]) -> None:
         """What is in place need not lie in the store too."""
-        self._pack = b"", b""
+        self._pack = _Pack()
         packs = {change.place.pack for change in changes if change.place.pack}
         self._store.discard(packs | self._used)
         self._used.clear()

@@ -42,7 +42,7 @@ class Found(NamedTuple):
     allocated: int
 
 
-class Known(msgspec.Struct, array_like=True):
+class Known(msgspec.Struct, array_like=True, gc=False):
     """An entry and the file that it was read from. ``racy``: the file may have been written in the
     very tick in which it was read, so its times prove nothing. ``change`` numbers the changes."""
 
