@@ -570,3 +570,24 @@ def test_a_disk_that_is_full_in_the_middle(tmp_path: Path, full: str) -> None:
         pair.sync()
         assert contents(pair.here) == contents(pair.there)
         assert len(contents(pair.here)) == 9
+
+
+@pytest.mark.parametrize("full", ["machine", "project"])
+def test_a_disk_that_is_full_among_many_small_files(tmp_path: Path, full: str) -> None:
+    there = full == "project"
+    with small_disk(tmp_path / full) as resize, twins(tmp_path) as pair:
+        for number in range(200):
+            file = pair.write(f"{number % 7}/{number}.bin", there=there)
+            file.write_bytes(os.urandom(20_000 if there else 50_000))
+        if there:
+            resize("3m")
+        with pytest.raises((SyncError, StoreError), match=r"full|No space left"):
+            pair.sync()
+        room, source = (pair.here, pair.there) if there else (pair.there, pair.here)
+        for path in room.rglob("*.bin"):
+            assert path.read_bytes() == (source / path.relative_to(room)).read_bytes()
+        assert not list(room.rglob(".mlinfra-tmp-*"))
+        resize("64m")
+        pair.sync()
+        assert contents(pair.here) == contents(pair.there)
+        assert len(list(room.rglob("*.bin"))) == 200
