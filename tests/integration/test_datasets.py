@@ -24,6 +24,7 @@ from faulty import Client, Recorder, client
 from mlinfra_sdk import paths, sources
 from mlinfra_sdk.datasets.cache import Cache, Entry, key_of, version_of
 from mlinfra_sdk.errors import MlinfraError, RequestError, StoreError
+from mlinfra_sdk.objects.store import CHUNK_SIZE
 
 LIST = "import os, mlinfra_sdk\np = mlinfra_sdk.data({0!r})\n"
 FILES = (
@@ -132,6 +133,22 @@ def test_only_what_changed_of_a_local_folder_is_sent(far: Client) -> None:
     before = connection.bytes_sent
     far.run("1").get()
     assert connection.bytes_sent - before < 1000
+
+
+def test_files_that_have_content_in_common(far: Client) -> None:
+    large = random_bytes(10_000_000, 3)
+    files = write(
+        Path("alike"),
+        {
+            "a.bin": large,
+            "b.bin": large,
+            "c.bin": large[:CHUNK_SIZE],
+            "z.bin": large[2 * CHUNK_SIZE :],
+            "longer.bin": large + b"more",
+        },
+    )
+    use(far, "./alike")
+    assert found(far, "alike") == files
 
 
 def test_one_local_file_under_another_name(far: Client, place: Path) -> None:

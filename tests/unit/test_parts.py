@@ -236,6 +236,19 @@ def test_a_file_that_changes_while_its_pieces_are_sent(pair: Twins) -> None:
     assert contents(pair.there) == contents(pair.here) == {"big.bin": changed}
 
 
+def test_progress_counts_what_was_over_before_anybody_waited_for_it(pair: Twins) -> None:
+    for number in range(5):
+        (pair.here / f"{number}.bin").write_bytes(os.urandom(10 * CHUNK))
+    told: list[tuple[int, int]] = []
+    pair.sync(progress=lambda done, total: told.append((done, total)))
+    assert told == [(number * 10 * CHUNK, 50 * CHUNK) for number in range(5)]
+
+
+def test_pieces_that_do_not_make_up_the_size_are_no_file(store: ChunkStore) -> None:
+    for size in (3 * LENGTH, 4 * LENGTH + 1):
+        assert not store.parts.open(NAME, ORDER, size, LENGTH)
+
+
 def test_a_store_on_another_disk(tmp_path: Path) -> None:
     memory = Path("/dev/shm")
     if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:

@@ -195,3 +195,18 @@ def test_names_of_workspaces(pair: Twins) -> None:
     for name in ("..", ".", "a/b", "", "x\0", "/etc"):
         with pytest.raises(MlinfraError, match="no name of a workspace"):
             pair.files._twin(name)
+
+
+def test_one_bad_path_among_many_new_files_is_refused_alone(jail: Jail) -> None:
+    before = jail.outside()
+    pack = jail.store.put_chunk(b"content")
+    paths = [b"new/%d" % number for number in range(100)] + [b"../evil", b"sub/file/below", b"a//b"]
+    changes = [
+        Change(path, b"", Entry(path, FILE, 7, 1, False, digest_of(b"content")), Place(pack, 0))
+        for path in paths
+    ]
+    problems = jail.placer.apply(changes)
+    assert problems[:100] == [""] * 100
+    assert all(problems[100:])
+    assert len(list((jail.root / "new").iterdir())) == 100
+    assert jail.outside() == before

@@ -25,10 +25,12 @@ T = TypeVar("T")
 class Done:
     """A transfer that is over as soon as it has begun."""
 
-    def __init__(self, error: StoreError | None = None) -> None:
+    def __init__(self, total: int, error: StoreError | None = None) -> None:
+        self.total = total
         self._error = error
 
     def wait(self, progress: Callable[[int, int], None]) -> None:
+        progress(0, self.total)
         if self._error is not None:
             raise self._error
 
@@ -68,14 +70,15 @@ class Direct:
             missing = self.ask(expect, list[bytes])
         else:
             missing = self.store_there.missing(digests)
+        before = self.sent
         for digest in missing:
             try:
                 data = source.read_chunk(digest)
             except StoreError as error:
-                return Done(error)
+                return Done(self.sent - before, error)
             self.sent += len(data)
             assert self.store_there.put_chunk(data) == digest
-        return Done()
+        return Done(self.sent - before)
 
     def download(self, digests: list[bytes], progress: Callable[[int, int], None]) -> None:
         for digest in self.store_here.missing(digests):

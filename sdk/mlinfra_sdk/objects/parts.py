@@ -173,9 +173,9 @@ class Parts:
         older: Path | None = None,
     ) -> bool:
         """From now on put pieces into the file whose content has this digest, and go on where it
-        was left, or with what is alike in an ``older`` one. False if it is being put together
-        already: here, or by another process."""
-        if digest in self._open:
+        was left, or with what is alike in an ``older`` one. False if the pieces do not make up the
+        size, or it is being put together already: here, or by another process."""
+        if digest in self._open or not (len(pieces) - 1) * length < size <= len(pieces) * length:
             return False
         part = self._locked(digest, pieces, size, length, older)
         if part is None:

@@ -214,6 +214,7 @@ class Carrier(Knowledge):
             self._warn(report, error.message)
             self._left_over = True
             return [it for it in upload.batch if it.entry is None or not it.entry.chunks]
+        self._done += upload.move.total - told  # also if it was over before anybody waited for it
         return upload.batch
 
     def _came_there(self, change: Change, report: Report) -> None:

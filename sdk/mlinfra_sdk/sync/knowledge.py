@@ -40,6 +40,9 @@ _FORGOTTEN_S = 30 * 86400
 class Moving(Protocol):
     """A transfer that goes on meanwhile."""
 
+    total: int
+    """Its bytes, as far as they are known."""
+
     def wait(self, progress: Callable[[int, int], None]) -> object:
         """Until its end."""
         ...

@@ -148,7 +148,6 @@ def expect(store: ChunkStore, files: Iterable[Entry]) -> list[bytes]:
         for entry in files
         if entry.chunks
         and digest_of_chunks(entry.chunks) == entry.digest
-        and _makes_up(entry)
         and store.parts.open(entry.digest, entry.chunks, entry.size, CHUNK)
     ]
 
@@ -247,10 +246,12 @@ class Placer:
         for the disk."""
         ready = []
         for number, change in numbered:
-            if self._tree.now(change.path) != change.old:
-                problems[number] = CHANGED
-            else:
+            try:
+                if self._tree.now(change.path) != change.old:
+                    raise SyncError(CHANGED)
                 ready.append((number, change))
+            except (SyncError, OSError) as error:
+                problems[number] = self._problem(change, error)
         size = max(1, -(-len(ready) // _THREADS))
         shares = [ready[start : start + size] for start in range(0, len(ready), size)]
         failed = []
@@ -263,8 +264,8 @@ class Placer:
                         progress(change.entry.size)
                     else:
                         failed.append((number, change, outcome))
-        for number, change, error in failed:
-            problems[number] = self._problem(change, error)
+        for number, change, fault in failed:
+            problems[number] = self._problem(change, fault)
 
     def _write_share(
         self, share: list[tuple[int, Change]]

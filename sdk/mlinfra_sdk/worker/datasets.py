@@ -98,8 +98,11 @@ class Datasets:
                 return self._store.missing(digests)
             case m.WriteFiles():
                 files = self._lacking(request)
-                for file in files:
-                    self._write(self._cache.part(request.key, request.version), file)
+                written: dict[bytes, Path] = {}
+                for file in sorted(files, key=lambda it: len(it.chunks)):  # small ones may share
+                    folder = self._cache.part(request.key, request.version)
+                    self._write(folder, file, written.get(_name(file)))
+                    written[_name(file)] = folder / file.path
                 self._store.discard(digest for file in files for digest in file.chunks)
             case m.FinishDataset():
                 self._cache.finish(request.key, request.version, request.files)
@@ -186,7 +189,8 @@ class Datasets:
     def _open(self, file: File, older: Path | None = None) -> bool:
         return self._store.parts.open(_name(file), file.chunks, file.size, CHUNK_SIZE, older)
 
-    def _write(self, folder: Path, file: File) -> None:
+    def _write(self, folder: Path, file: File, same: Path | None) -> None:
+        """Put a file in place; ``same`` has the same content."""
         path = folder / check_path(file.path)
         partial = path.with_name(f".{path.name}.writing")
         part = None
@@ -195,14 +199,18 @@ class Datasets:
             with open(partial, "wb") as out:
                 os.fchmod(out.fileno(), 0o700 if file.executable else 0o600)
                 if len(file.chunks) > 1:
-                    self._open(file)  # unless it is: another client's files may have closed it
+                    self._open(file, same)  # unless it is: another client may have closed it
                     part = self._store.parts.take(_name(file))
                 if part is None:
                     for digest in file.chunks:
                         out.write(self._store.read_chunk(digest))
                 else:
                     for digest in set(file.chunks) - part.have:
-                        part.put(digest, self._store.read_chunk(digest))
+                        if not part.put(digest, self._store.read_chunk(digest)):
+                            raise StoreError(
+                                f"{file.path!r} of the dataset was changed while it was read.",
+                                hint="Run the cell again.",
+                            )
                     part.move(out.fileno(), partial)
             partial.replace(path)
         except OSError as error:
