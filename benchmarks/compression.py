@@ -21,7 +21,7 @@ from benchmarks.harness import Figure, median, say
 from mlinfra_sdk.link.client import connect
 from mlinfra_sdk.link.server import serve
 from mlinfra_sdk.link.session import LinkSession
-from mlinfra_sdk.link.wire import connect_unix, serve_unix
+from mlinfra_sdk.link.unix import connect_unix, serve_unix
 from mlinfra_sdk.objects.bulk import Bulk
 from mlinfra_sdk.objects.compression import FEATURE
 from mlinfra_sdk.objects.store import CHUNK_SIZE, ChunkStore

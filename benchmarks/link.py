@@ -22,9 +22,11 @@ import anyio.abc
 from benchmarks.harness import Figure, median, peak_memory, reset_peak, say
 from mlinfra_sdk.link.client import connect
 from mlinfra_sdk.link.frames import Channel
+from mlinfra_sdk.link.processes import open_relay
 from mlinfra_sdk.link.server import serve
 from mlinfra_sdk.link.session import LinkSession
-from mlinfra_sdk.link.wire import Wire, connect_unix, open_relay, serve_unix
+from mlinfra_sdk.link.unix import connect_unix, serve_unix
+from mlinfra_sdk.link.wire import Wire
 
 Measured = dict[str, float]
 

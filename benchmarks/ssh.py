@@ -24,8 +24,8 @@ from benchmarks.harness import Figure, median, say
 from benchmarks.link import CHUNK, SECRET, agent
 from mlinfra_sdk.link.client import connect
 from mlinfra_sdk.link.frames import Channel
+from mlinfra_sdk.link.processes import open_relay
 from mlinfra_sdk.link.session import LinkSession
-from mlinfra_sdk.link.wire import open_relay
 from mlinfra_sdk.providers.ssh import SshRemote
 from mlinfra_sdk.session import Session
 

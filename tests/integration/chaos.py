@@ -20,7 +20,8 @@ from pathlib import Path
 
 import anyio
 
-from mlinfra_sdk.link.wire import Wire, connect_unix
+from mlinfra_sdk.link.unix import connect_unix
+from mlinfra_sdk.link.wire import Wire
 from mlinfra_sdk.providers.base import Handle
 from mlinfra_sdk.providers.local import LocalProvider
 from mlinfra_sdk.worker.folder import SOCKET

@@ -20,7 +20,7 @@ from mlinfra_sdk.link.frames import Channel
 from mlinfra_sdk.link.server import serve
 from mlinfra_sdk.link.session import LinkSession
 from mlinfra_sdk.link.state import State, Status, Timing
-from mlinfra_sdk.link.wire import connect_unix, serve_unix
+from mlinfra_sdk.link.unix import connect_unix, serve_unix
 
 pytestmark = pytest.mark.anyio
 

@@ -18,11 +18,13 @@ import pytest
 from mlinfra_sdk.errors import LinkError
 from mlinfra_sdk.link.client import connect
 from mlinfra_sdk.link.frames import Channel
+from mlinfra_sdk.link.processes import open_relay
 from mlinfra_sdk.link.relay import HANDOVER, MARKER
 from mlinfra_sdk.link.server import serve
 from mlinfra_sdk.link.session import LinkSession
 from mlinfra_sdk.link.state import Timing
-from mlinfra_sdk.link.wire import ProcessWire, Wire, open_relay, serve_unix
+from mlinfra_sdk.link.unix import serve_unix
+from mlinfra_sdk.link.wire import ProcessWire, Wire
 
 pytestmark = pytest.mark.anyio
 

@@ -80,7 +80,7 @@ def test_another_secret_opens_nothing(busy: Notebook) -> None:
 
     from mlinfra_sdk.errors import AuthenticationError
     from mlinfra_sdk.link.client import connect
-    from mlinfra_sdk.link.wire import connect_unix
+    from mlinfra_sdk.link.unix import connect_unix
 
     (machine,) = busy.machines()
 

@@ -31,7 +31,8 @@ from mlinfra_sdk.link.frames import (
 from mlinfra_sdk.link.server import LinkServer, serve
 from mlinfra_sdk.link.session import LinkSession
 from mlinfra_sdk.link.state import State, Status, Timing
-from mlinfra_sdk.link.wire import SocketWire, StreamWire, Wire, connect_unix, serve_unix
+from mlinfra_sdk.link.unix import connect_unix, serve_unix
+from mlinfra_sdk.link.wire import SocketWire, StreamWire, Wire
 
 pytestmark = pytest.mark.anyio
 

@@ -12,12 +12,9 @@ import contextlib
 import fcntl
 import os
 import socket
-import stat
 import subprocess
-import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import IO, Protocol
 
 import anyio
@@ -27,7 +24,6 @@ import anyio.to_thread
 
 from mlinfra_sdk.errors import LinkError
 from mlinfra_sdk.link.frames import Buffer
-from mlinfra_sdk.link.relay import HANDOVER, MARKER
 
 _BURST = 1 << 20
 """Bytes after which a wire that never has to wait lets other tasks run."""
@@ -37,11 +33,8 @@ _PIPE_BUFFER = 1 << 20
 _FILL_S = 0.1
 """How long a space that is to be filled is kept while something arrives."""
 _TELL_S = 5.0
-_GREETING_S = 20.0
 _TERMINATION = 1.0
-_NOISE_LIMIT = 1 << 20
 _STDERR_SHOWN = 2000
-_ADDRESS_LIMIT = 100
 
 
 class Wire(Protocol):
@@ -329,190 +322,10 @@ class StreamWire:
         await anyio.aclose_forcefully(self._receiver)
 
 
-async def connect_unix(path: Path) -> Wire:
-    """A wire to the agent that listens on the unix socket ``path`` of this machine."""
-    connection = socket.socket(socket.AF_UNIX)
-    connection.setblocking(False)
-    try:
-        with _short_path(path) as address:
-            while True:
-                try:
-                    connection.connect(address)
-                    break
-                except BlockingIOError:  # the listener's queue is full
-                    await anyio.sleep(0.01)
-    except BaseException as error:
-        connection.close()
-        if isinstance(error, OSError):
-            raise LinkError(
-                f"No agent answers at {path}: {error.strerror or error}.",
-                hint="It may have stopped; start a new one with `%remote restart`.",
-            ) from None
-        raise
-    return SocketWire(connection)
-
-
-async def serve_unix(path: Path, handle: Callable[[Wire], Awaitable[None]]) -> None:
-    """Listen on ``path`` (mode 0600, replacing a stale socket) and run ``handle`` on each wire.
-
-    Runs until it is cancelled, and then removes the socket.
-    """
-    listener = socket.socket(socket.AF_UNIX)
-    listener.setblocking(False)
-    with contextlib.ExitStack() as stack:
-        stack.callback(listener.close)
-        address = stack.enter_context(_short_path(path))
-        with contextlib.suppress(FileNotFoundError):
-            if stat.S_ISSOCK(path.lstat().st_mode):
-                path.unlink()
-        listener.bind(address)
-        stack.callback(path.unlink, missing_ok=True)
-        path.chmod(0o600)  # nobody can connect before listen()
-        listener.listen(64)
-        async with anyio.create_task_group() as tasks:
-            while True:
-                await anyio.wait_readable(listener)
-                with contextlib.suppress(BlockingIOError, ConnectionError):
-                    tasks.start_soon(_run_handler, handle, listener.accept()[0])
-
-
-async def _run_handler(
-    handle: Callable[[Wire], Awaitable[None]], connection: socket.socket
-) -> None:
-    wire = None
-    try:
-        wire = await _accepted(connection)
-        await handle(wire)
-    except (OSError, TimeoutError):
-        pass  # it never said anything
-    finally:
-        if wire is None:
-            connection.close()
-        else:
-            await wire.aclose()
-
-
-async def _accepted(connection: socket.socket) -> Wire:
-    """A wire on a connection that was accepted, or on what came over it."""
-    connection.setblocking(False)
-    with anyio.fail_after(_GREETING_S):
-        await anyio.wait_readable(connection)
-    if connection.recv(1, socket.MSG_PEEK) != HANDOVER:
-        return SocketWire(connection)
-    flags = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
-    _, fds, _, _ = socket.recv_fds(connection, len(HANDOVER), 2, flags)
-    if len(fds) != 2:
-        for fd in fds:
-            os.close(fd)
-        raise OSError("A relay handed nothing over.")
-    for fd in fds:
-        os.set_inheritable(fd, False)
-    return RelayedWire(connection, *fds)
-
-
-@contextlib.contextmanager
-def _short_path(path: Path) -> Iterator[str]:
-    """An address for ``path`` that fits the 108 bytes (macOS: 104) of a socket address."""
-    if len(os.fsencode(path)) < _ADDRESS_LIMIT or not Path("/proc/self/fd").is_dir():
-        yield str(path)
-        return
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield f"/proc/self/fd/{folder}/{path.name}"
-    finally:
-        os.close(folder)
-
-
-async def open_process(argv: Sequence[str], env: Mapping[str, str] | None = None) -> ProcessWire:
-    """A wire on the stdin and stdout of the command ``argv``; closing it ends the command."""
-    child_read, write_fd = os.pipe()
-    read_fd, child_write = os.pipe()
-    stderr = tempfile.TemporaryFile()  # noqa: SIM115  (the wire closes it)
-
-    def start() -> subprocess.Popen[bytes]:
-        # In a session of its own: an interrupt of the kernel's process group is not meant for it.
-        return subprocess.Popen(
-            list(argv),
-            stdin=child_read,
-            stdout=child_write,
-            stderr=stderr,
-            env=env,
-            start_new_session=True,
-        )
-
-    try:
-        process = await anyio.to_thread.run_sync(start)
-    except BaseException as error:
-        os.close(write_fd)
-        os.close(read_fd)
-        stderr.close()
-        if isinstance(error, OSError):
-            raise LinkError(
-                f"`{argv[0]}` cannot be run: {error.strerror or error}.",
-                hint="Install it or put it on the PATH.",
-            ) from None
-        raise
-    finally:
-        os.close(child_read)
-        os.close(child_write)
-    return ProcessWire(process, read_fd, write_fd, stderr)
-
-
-async def open_relay(argv: Sequence[str], env: Mapping[str, str] | None = None) -> Wire:
-    """A wire on the stdin and stdout of the command ``argv``, which must end up in the relay.
-
-    What shells print before the relay's start marker is skipped; if the command ends without one,
-    the error shows what it printed.
-    """
-    wire = await open_process(argv, env)
-    try:
-        await skip_to_marker(wire)
-    except BaseException as error:
-        complaint = wire.complaint()
-        await wire.aclose()
-        if isinstance(error, LinkError):
-            raise LinkError(
-                f"`{argv[0]}` did not reach the agent's relay: {error.message} {complaint}".strip(),
-                hint=error.hint,
-            ) from None
-        raise
-    return wire
-
-
 def _widen(fd: int) -> None:
     """Have a pipe hold a lot."""
     with contextlib.suppress(OSError, AttributeError):  # no pipe, or beyond the user's limit
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BUFFER)
-
-
-async def skip_to_marker(wire: Wire) -> None:
-    """Read up to and including the relay's start marker, one byte at a time at its end."""
-    noise = bytearray()
-    while not noise.endswith(MARKER):
-        if len(noise) > _NOISE_LIMIT:
-            raise LinkError(
-                "it printed more than 1 MiB and no start marker.",
-                hint="Silence what the login shell prints.",
-            )
-        # Never read past the marker: as much as is surely still missing of it.
-        missing = len(MARKER) - _overlap(noise)
-        space = bytearray(missing)
-        count = await wire.receive_into(memoryview(space))
-        if not count:
-            printed = bytes(noise[-_STDERR_SHOWN:]).decode("utf-8", "replace").strip()
-            raise LinkError(
-                f"it ended before its start marker. {printed}".strip(),
-                hint="Run the same command in a terminal to see why.",
-            )
-        noise += space[:count]
-
-
-def _overlap(noise: bytearray) -> int:
-    """How many bytes at the end of ``noise`` may be the beginning of the marker."""
-    for length in range(min(len(noise), len(MARKER) - 1), 0, -1):
-        if noise.endswith(MARKER[:length]):
-            return length
-    return 0
 
 
 def _broken(error: BaseException) -> LinkError:

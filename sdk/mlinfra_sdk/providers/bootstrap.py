@@ -21,7 +21,8 @@ import anyio.to_thread
 import msgspec
 
 from mlinfra_sdk.errors import LinkError, ProviderError
-from mlinfra_sdk.link.wire import Wire, skip_to_marker
+from mlinfra_sdk.link.processes import skip_to_marker
+from mlinfra_sdk.link.wire import Wire
 from mlinfra_sdk.providers import packages
 from mlinfra_sdk.providers.remote import (
     PRINTED_MARKER,

@@ -24,7 +24,8 @@ import msgspec
 from mlinfra_sdk.catalog import Device, Gpu, Gpus, describe_devices
 from mlinfra_sdk.errors import LinkError, ProviderError, RequestError
 from mlinfra_sdk.ledger import Price
-from mlinfra_sdk.link.wire import ProcessWire, open_process
+from mlinfra_sdk.link.processes import open_process
+from mlinfra_sdk.link.wire import ProcessWire
 from mlinfra_sdk.paths import data_dir
 from mlinfra_sdk.providers.base import Capabilities, Handle, Offer, Problem, Status
 from mlinfra_sdk.providers.remote import ExecProvider, Remote

@@ -12,7 +12,8 @@ import anyio.to_thread
 
 from mlinfra_sdk import paths
 from mlinfra_sdk.errors import LinkClosed, LinkError
-from mlinfra_sdk.link.wire import Wire, connect_unix
+from mlinfra_sdk.link.unix import connect_unix
+from mlinfra_sdk.link.wire import Wire
 from mlinfra_sdk.providers.base import Handle, Status
 from mlinfra_sdk.worker import host
 from mlinfra_sdk.worker.folder import SOCKET, Config, load_config

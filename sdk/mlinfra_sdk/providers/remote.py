@@ -19,8 +19,9 @@ import msgspec
 from mlinfra_sdk import errors
 from mlinfra_sdk.catalog import Device, Gpu, Gpus, describe_devices
 from mlinfra_sdk.errors import LinkClosed, LinkError, MlinfraError, ProviderError, RequestError
+from mlinfra_sdk.link.processes import skip_to_marker
 from mlinfra_sdk.link.relay import MARKER
-from mlinfra_sdk.link.wire import Wire, skip_to_marker
+from mlinfra_sdk.link.wire import Wire
 from mlinfra_sdk.providers.base import (
     Capabilities,
     Handle,

@@ -25,7 +25,8 @@ from mlinfra_sdk.catalog import catalog
 from mlinfra_sdk.catalog.gpus import ANY, Gpu
 from mlinfra_sdk.errors import LinkError, ProviderError, RequestError
 from mlinfra_sdk.ledger import Price
-from mlinfra_sdk.link.wire import ProcessWire, open_process
+from mlinfra_sdk.link.processes import open_process
+from mlinfra_sdk.link.wire import ProcessWire
 from mlinfra_sdk.providers.base import Capabilities, Handle, Offer, Problem, Status, longest
 from mlinfra_sdk.providers.remote import (
     ExecProvider,

@@ -28,7 +28,8 @@ import msgspec
 from mlinfra_sdk import paths
 from mlinfra_sdk.errors import LinkError, ProviderError, RequestError
 from mlinfra_sdk.ledger import Price
-from mlinfra_sdk.link.wire import ProcessWire, open_process
+from mlinfra_sdk.link.processes import open_process
+from mlinfra_sdk.link.wire import ProcessWire
 from mlinfra_sdk.providers.base import Capabilities, Handle, Offer, Problem
 from mlinfra_sdk.providers.remote import ExecProvider, Remote, ask, find, gpu_of
 from mlinfra_sdk.spec import Request

@@ -15,7 +15,7 @@ import anyio
 
 from mlinfra_sdk._version import __version__
 from mlinfra_sdk.link.server import LinkServer, serve
-from mlinfra_sdk.link.wire import serve_unix
+from mlinfra_sdk.link.unix import serve_unix
 from mlinfra_sdk.objects.compression import FEATURE
 from mlinfra_sdk.worker import activity, preemption, upkeep
 from mlinfra_sdk.worker.agent import Agent

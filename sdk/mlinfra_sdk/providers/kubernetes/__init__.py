@@ -27,7 +27,8 @@ from mlinfra_sdk.catalog import Gpu, Gpus
 from mlinfra_sdk.catalog.prices import rates_for
 from mlinfra_sdk.errors import LinkError, MlinfraError, NoCapacity, ProviderError, RequestError
 from mlinfra_sdk.ledger import Price
-from mlinfra_sdk.link.wire import ProcessWire, open_process
+from mlinfra_sdk.link.processes import open_process
+from mlinfra_sdk.link.wire import ProcessWire
 from mlinfra_sdk.providers.base import Capabilities, Handle, Offer, Problem, Status, longest
 from mlinfra_sdk.providers.kubernetes import pods
 from mlinfra_sdk.providers.kubernetes.kubectl import Exists, Missing, Place, place

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import anyio
 
 from mlinfra_sdk.errors import LinkError, MlinfraError
-from mlinfra_sdk.link.wire import StreamWire, Wire, skip_to_marker
+from mlinfra_sdk.link.processes import skip_to_marker
+from mlinfra_sdk.link.wire import StreamWire, Wire
 from mlinfra_sdk.providers.modal.errors import translated
 from mlinfra_sdk.worker.folder import SOCKET
 
