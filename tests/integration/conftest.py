@@ -11,6 +11,8 @@ import pytest
 from live import Notebook, opened
 from sshd import Sshd, mounted, running
 
+from mlinfra_sdk.worker import host
+
 
 @pytest.fixture(scope="module")
 def notebook(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Notebook]:
@@ -52,3 +54,16 @@ def warm_box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
         environment = {"TMPDIR": str(folder / "tmp")} if temporary else {}
         with running(folder, **environment) as box:
             yield box
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_on_the_box(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No test leaves a machine on the host that all of them share: neither the next one nor its own
+    second try could tell which it is."""
+    yield
+    if "warm_box" in request.fixturenames:
+        machines = request.getfixturevalue("warm_box").cache / "machines"
+        left = host.living(machines)
+        for folder in left:
+            host.stop(folder)
+        assert left == []

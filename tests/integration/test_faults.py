@@ -36,6 +36,7 @@ from mlinfra_sdk.errors import (
 from mlinfra_sdk.ledger import Ledger
 from mlinfra_sdk.link.state import Timing
 from mlinfra_sdk.worker import agent as agent_module
+from mlinfra_sdk.worker import host
 from mlinfra_sdk.worker.journal import Journal
 
 SLEEP = "import time\nprint('on', flush=True)\nwhile True: time.sleep(0.01)"
@@ -81,7 +82,7 @@ def distant(path: Net) -> Iterator[Client]:
 
 
 @pytest.fixture
-def alone(path: Net) -> Iterator[Callable[..., Client]]:
+def alone(path: Net, home: Path) -> Iterator[Callable[..., Client]]:
     """Makes clients of a test's own, whose machines are stopped after it."""
     made: list[Client] = []
 
@@ -94,6 +95,11 @@ def alone(path: Net) -> Iterator[Callable[..., Client]]:
     path.up()
     for it in made:
         it.session.stop()
+    # Runs of a machine with a name would be found by the next test, or by this one's second try.
+    left = host.remains(home / "machines")
+    for folder in left:
+        shutil.rmtree(folder)
+    assert left == []
 
 
 def _request(**settings: object) -> object:
@@ -351,8 +357,7 @@ def test_the_agent_is_killed(alone: Callable[..., Client], home: Path) -> None:
         it.session.attach("train", frontend=recorder)
     assert len(recorder.records) > 50
     assert [record.number for record in recorder.records] == [*range(1, len(recorder.records) + 1)]
-    lines = [line for line in recorder.text.splitlines() if line]
-    assert lines == [f"work {n}" for n in range(len(lines))]
+    assert "".join(f"work {n}\n" for n in range(work.lines)).startswith(recorder.text)
     assert it.session.runs() == []
     with pytest.raises(RemoteValueLost):
         next(it.namespace["left"])
@@ -387,8 +392,8 @@ def test_the_journal_is_cut_at_any_byte(
     recorder = Recorder()
     with pytest.raises(MachineLost):
         it.session.attach("train", frontend=recorder)
-    lines = [line for line in recorder.text.splitlines() if line]
-    assert lines and lines == [f"work {n}" for n in range(len(lines))]
+    # The last message may end within a line.
+    assert recorder.text and "".join(f"work {n}\n" for n in range(1000)).startswith(recorder.text)
 
 
 def test_what_an_agent_that_ends_leaves_can_be_collected(alone: Callable[..., Client]) -> None:

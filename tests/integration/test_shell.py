@@ -48,6 +48,7 @@ def test_a_shell_in_the_files_of_a_machine(home: Path) -> None:
     with Session(namespace={}, request=Request(isolate=True, env="none", machine="box")) as it:
         it.run("1")
         shown, status = typed("cat data.txt", *CHECK, words=("box",))
+        it.stop()
     assert status == 3 and "answer 42" in shown and "a terminal" in shown
     assert f"{home}/machines/" in shown and "/workspaces/work" in shown and "here" in shown
 
@@ -58,6 +59,7 @@ def test_a_shell_by_ssh(warm_box: Sshd) -> None:
         with Session(namespace={}, request=request) as it:
             it.run("1")
             shown, status = typed(*CHECK)
+            it.stop()
     assert status == 3 and "answer 42" in shown and "a terminal" in shown
     assert str(warm_box.home) in shown
 
