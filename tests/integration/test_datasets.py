@@ -23,8 +23,11 @@ from faulty import Client, Recorder, client
 
 from mlinfra_sdk import paths, sources
 from mlinfra_sdk.datasets.cache import Cache, Entry, key_of, version_of
+from mlinfra_sdk.datasets.local import Folder
 from mlinfra_sdk.errors import MlinfraError, RequestError, StoreError
+from mlinfra_sdk.machines.client import AgentClient
 from mlinfra_sdk.objects.store import CHUNK_SIZE
+from mlinfra_sdk.worker import messages as m
 
 LIST = "import os, mlinfra_sdk\np = mlinfra_sdk.data({0!r})\n"
 FILES = (
@@ -149,6 +152,31 @@ def test_files_that_have_content_in_common(far: Client) -> None:
     )
     use(far, "./alike")
     assert found(far, "alike") == files
+
+
+def test_two_clients_that_bring_the_same_file_at_once(
+    far: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = random_bytes(10_000_000, 4)
+    write(Path("one"), {"a.bin": content})
+    files = write(Path("two"), {"b.bin": content})
+    far.run("1").get()
+    client, upload = far.session._client, AgentClient.upload
+    assert client is not None
+    key, folder = key_of("/one"), Folder(Path("one"), Path("one.index"))
+    batch = folder.scan()
+    wanted = client.ask(m.OfferFiles(client.next_id(), key, "1", batch), list[bytes])
+    client.upload(wanted[1:], source=folder)
+
+    def while_the_other_one_ends(it: AgentClient, *args: Any, **options: Any) -> None:
+        upload(it, *args, **options)
+        monkeypatch.undo()
+        client.send(m.WriteFiles(client.next_id(), key, "1", batch)).result()
+
+    client.upload(wanted[:1], source=folder)
+    monkeypatch.setattr(AgentClient, "upload", while_the_other_one_ends)
+    use(far, "./two")
+    assert found(far, "two") == files
 
 
 def test_one_local_file_under_another_name(far: Client, place: Path) -> None:

@@ -11,6 +11,7 @@ from mlinfra_sdk import paths, sources
 from mlinfra_sdk.datasets.cache import key_of, version_of
 from mlinfra_sdk.datasets.credentials import options_for
 from mlinfra_sdk.datasets.local import File, Folder
+from mlinfra_sdk.errors import ChunkMissing
 from mlinfra_sdk.machines.client import AgentClient
 from mlinfra_sdk.machines.moves import Progress
 from mlinfra_sdk.sources import Source
@@ -99,14 +100,23 @@ def _send(
             def tell(moved: int, of: int, before: int = done) -> None:
                 progress(min(before + moved, total), total)
 
-            offer = m.OfferFiles(client.next_id(), key, version, batch)
-            client.upload(client.ask(offer, list[bytes]), tell, source=folder)
-            client.send(m.WriteFiles(client.next_id(), key, version, batch)).result()
+            try:
+                _bring(client, key, version, batch, tell, folder)
+            except ChunkMissing:  # another client's equal file took what was to be in both
+                _bring(client, key, version, batch, tell, folder)
             done += sum(file.size for file in batch)
             progress(done, total)
         client.send(m.FinishDataset(client.next_id(), key, version, entries)).result()
         client.ask(msgspec.structs.replace(use, id=client.next_id()), bool)
     return version
+
+
+def _bring(
+    client: AgentClient, key: str, version: str, batch: list[File], tell: Progress, folder: Folder
+) -> None:
+    offer = m.OfferFiles(client.next_id(), key, version, batch)
+    client.upload(client.ask(offer, list[bytes]), tell, source=folder)
+    client.send(m.WriteFiles(client.next_id(), key, version, batch)).result()
 
 
 def _batches(files: list[File]) -> Iterator[list[File]]:
