@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from ipykernel.jsonutil import json_clean
 
 from mlinfra_sdk.frontend import Frontend
-from mlinfra_sdk.worker.messages import Record
+from mlinfra_sdk.worker.records import Record
 
 _WIDGET = "jupyter.widget"
 _CONTROL = "jupyter.widget.control"

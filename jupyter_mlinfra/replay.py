@@ -13,7 +13,7 @@ import msgspec
 from mlinfra_sdk.frontend import ASK, is_yes
 from mlinfra_sdk.machines.ends import notice
 from mlinfra_sdk.machines.lifecycle import LiveMachine
-from mlinfra_sdk.worker.messages import CHECKPOINT, ENDING, METRICS, USAGE, WANTED, Record
+from mlinfra_sdk.worker.records import CHECKPOINT, ENDING, METRICS, USAGE, WANTED, Record
 from mlinfra_sdk.worker.run_usage import Reading, RunUsage
 from mlinfra_sdk.worker.watchdog import End
 

@@ -12,6 +12,7 @@ from typing import Any
 from mlinfra_sdk.errors import LinkClosed
 from mlinfra_sdk.machines.client import AgentClient
 from mlinfra_sdk.worker import messages as m
+from mlinfra_sdk.worker.records import ENDS, Record
 
 from .messages import Log
 from .observers import ask
@@ -32,15 +33,15 @@ async def read(client: AgentClient, info: m.RunInfo, after: int) -> Log:
     loop = asyncio.get_running_loop()
     done = asyncio.Event()
 
-    async def sink(record: m.Record) -> None:
+    async def sink(record: Record) -> None:
         loop.call_soon_threadsafe(take, record)
 
-    def take(record: m.Record) -> None:
+    def take(record: Record) -> None:
         nonlocal last
         last = max(last, record.number)
-        if record.msg_type not in m.ENDS and not done.is_set():
+        if record.msg_type not in ENDS and not done.is_set():
             parts.append(text_of(record.msg_type, json.loads(record.content)))
-        if record.number >= info.messages or record.msg_type in m.ENDS:
+        if record.number >= info.messages or record.msg_type in ENDS:
             done.set()
 
     def closed(reason: LinkClosed) -> None:

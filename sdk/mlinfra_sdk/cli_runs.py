@@ -25,7 +25,8 @@ from mlinfra_sdk.session import Session
 from mlinfra_sdk.spec import Request
 from mlinfra_sdk.terminal import console, print_json, say
 from mlinfra_sdk.units import format_duration
-from mlinfra_sdk.worker.messages import Record, RunInfo
+from mlinfra_sdk.worker.messages import RunInfo
+from mlinfra_sdk.worker.records import Record
 from mlinfra_sdk.worker.script import ScriptFailed, run_detached
 
 _POLL = 0.5

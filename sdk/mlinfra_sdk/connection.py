@@ -49,6 +49,7 @@ from mlinfra_sdk.safekeeping import Safekeeping
 from mlinfra_sdk.spec import Request
 from mlinfra_sdk.spending import Spending
 from mlinfra_sdk.worker import messages as m
+from mlinfra_sdk.worker.records import DIED, ENDING, Record
 from mlinfra_sdk.worker.run_usage import RunUsage
 from mlinfra_sdk.worker.watchdog import End
 from mlinfra_sdk.workspaces import SessionFiles
@@ -80,7 +81,7 @@ class Connection:
             request = spec.resolve([*spec.configured(), layer]).request
         self.request = request
         self.namespace = vars(sys.modules["__main__"]) if namespace is None else namespace
-        self.comms: Callable[[m.Record], None] = lambda record: None
+        self.comms: Callable[[Record], None] = lambda record: None
         """Takes what the kernel publishes beside any run: comm messages of widgets."""
         self.noticed: Callable[[End], None] = lambda end: Console().note(ends.notice(end))
         """Told, in the portal's thread, when the machine is about to end while nothing runs."""
@@ -101,7 +102,7 @@ class Connection:
         """Which process of the kernel holds the variables; 0 if that has to be found out."""
         self._former = 0
         """The generation before the connection was lost."""
-        self._death: m.Record | None = None
+        self._death: Record | None = None
         self._ends: list[End] = []
         """What the machine has said of its ends, at the monotonic time ``_told``."""
         self._told = self._kept = 0.0
@@ -281,7 +282,7 @@ class Connection:
         handling.submitted(client.send(request))
         try:
             ended = follow(client, self._kernel, handling, frontend)
-            if isinstance(ended, m.Record) and ended.msg_type == m.DIED:
+            if isinstance(ended, Record) and ended.msg_type == DIED:
                 raise self._kernel_died(ended)
         except MlinfraError as error:
             frontend.note(str(error))
@@ -360,10 +361,10 @@ class Connection:
         cwd = os.getcwd() if self._shared_store else ""
         return m.OpenKernel(client.next_id(), kernel, cwd, self._packages.key)
 
-    async def _other(self, record: m.Record) -> None:
-        if record.msg_type == m.ENDING:
+    async def _other(self, record: Record) -> None:
+        if record.msg_type == ENDING:
             self.noticed(msgspec.json.decode(record.content, type=End))
-        elif record.msg_type != m.DIED:
+        elif record.msg_type != DIED:
             self.comms(record)
         elif self._lock.acquire(blocking=False):
             try:
@@ -373,7 +374,7 @@ class Connection:
         else:  # another thread is at work with what has to be forgotten
             self._death = record
 
-    def _kernel_died(self, record: m.Record) -> KernelDied:
+    def _kernel_died(self, record: Record) -> KernelDied:
         """Forget what only lived there, unless it is another process by now; gives the error for
         who waits for a run."""
         content = msgspec.json.decode(record.content)

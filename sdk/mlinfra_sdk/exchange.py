@@ -45,6 +45,7 @@ from mlinfra_sdk.running import (
 from mlinfra_sdk.safekeeping import Safe, marker
 from mlinfra_sdk.sync.reports import Report as FilesReport
 from mlinfra_sdk.worker import messages as m
+from mlinfra_sdk.worker.records import DIED, LEFT, Record
 from mlinfra_sdk.worker.watchdog import OF_BUDGET, by_design
 
 encode_inputs = msgspec.msgpack.Encoder().encode
@@ -88,22 +89,22 @@ class Exchange(Connection):
             raise NotBegun from error
         if isinstance(ended, Outcome):
             return ended
-        if ended.msg_type == m.DIED:
+        if ended.msg_type == DIED:
             self._close_run(ledger_run, "lost", time.monotonic() - began, 0, 0)
         raise self._failure(client, run.name, ended)
 
-    def _failure(self, client: AgentClient, run: str, end: m.Record) -> MlinfraError:
+    def _failure(self, client: AgentClient, run: str, end: Record) -> MlinfraError:
         """The same as :meth:`_reason`; if nothing more comes of the run, the machine may forget
         it."""
-        if end.msg_type != m.LEFT:
+        if end.msg_type != LEFT:
             client.send(m.Collected(client.next_id(), run))
         return self._reason(client, end)
 
-    def _reason(self, client: AgentClient, end: m.Record) -> MlinfraError:
+    def _reason(self, client: AgentClient, end: Record) -> MlinfraError:
         """What to say of a run that has no result."""
         content = msgspec.json.decode(end.content)
         reason, status = content["reason"], content.get("status")
-        if end.msg_type == m.LEFT:
+        if end.msg_type == LEFT:
             return RunDetached(reason, hint="`%remote runs` lists what is still there.")
         if status == "cancelled":
             return RunCancelled(reason)
@@ -144,7 +145,7 @@ class Exchange(Connection):
                     until_then.enter_context(self._spending.going_on())
                     content = {"name": "stderr", "text": marker(error, safe)}
                     encoded = msgspec.json.encode(content)
-                    frontend.publish(m.Record(self._kernel, "", 0, "stream", encoded))
+                    frontend.publish(Record(self._kernel, "", 0, "stream", encoded))
 
     def _tried(self, exchange: Callable[[], Result]) -> Result:
         """A run that could not begin, for its kernel or its variables were lost, is tried again."""

@@ -16,7 +16,7 @@ import msgspec
 from mlinfra_sdk.machines.ends import notice
 from mlinfra_sdk.machines.portal import portal
 from mlinfra_sdk.providers.waiting import listening
-from mlinfra_sdk.worker.messages import ENDING, Record
+from mlinfra_sdk.worker.records import ENDING, Record
 from mlinfra_sdk.worker.watchdog import End
 
 if TYPE_CHECKING:

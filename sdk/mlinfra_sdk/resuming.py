@@ -26,6 +26,7 @@ from mlinfra_sdk.jobs import Job, LostJob, Unseen
 from mlinfra_sdk.machines.client import AgentClient
 from mlinfra_sdk.safekeeping import marker
 from mlinfra_sdk.worker import messages as m
+from mlinfra_sdk.worker.records import ENDS, RESULT, Record
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +55,8 @@ class Resuming(Exchange):
         job.machine, job.began = self._machine, time.monotonic()
         run = job.run
 
-        async def take(record: m.Record) -> None:
-            if record.msg_type in m.ENDS:
+        async def take(record: Record) -> None:
+            if record.msg_type in ENDS:
                 await self._job_ended(job, run, client, record)
             else:
                 await job.take(record)
@@ -97,8 +98,8 @@ class Resuming(Exchange):
 
     # -- in the portal's thread ----------------------------------------------------------------
 
-    async def _job_ended(self, job: Job, run: str, client: AgentClient, end: m.Record) -> None:
-        if end.msg_type == m.RESULT:
+    async def _job_ended(self, job: Job, run: str, client: AgentClient, end: Record) -> None:
+        if end.msg_type == RESULT:
             self._jobs.pop(run, None)
             job.watched = False
             await job.take(end)
@@ -106,7 +107,7 @@ class Resuming(Exchange):
             self._job_cut_off(job, run, client, end)
 
     def _job_cut_off(
-        self, job: Job, run: str, client: AgentClient, end: m.Record | LinkClosed
+        self, job: Job, run: str, client: AgentClient, end: Record | LinkClosed
     ) -> None:
         if self._jobs.pop(run, None) is None:  # it has ended, or is not this session's any more
             if isinstance(end, LinkClosed) and job.run == run and job.background is not None:
@@ -139,9 +140,7 @@ class Resuming(Exchange):
         if client is not None and job.run:
             client.send(m.Collected(client.next_id(), job.run))
 
-    def _cut_off_by(
-        self, job: Job, client: AgentClient, end: m.Record | LinkClosed
-    ) -> MlinfraError:
+    def _cut_off_by(self, job: Job, client: AgentClient, end: Record | LinkClosed) -> MlinfraError:
         """Why a job has no result."""
         self._safekeeping.settle(client)
         if isinstance(end, LinkClosed):

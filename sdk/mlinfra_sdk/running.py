@@ -24,7 +24,7 @@ from mlinfra_sdk.machines.ends import notice
 from mlinfra_sdk.machines.portal import Portal
 from mlinfra_sdk.namespace.sync import Report
 from mlinfra_sdk.worker import messages as m
-from mlinfra_sdk.worker.messages import ENDING, ENDS, INPUT, RESULT, USAGE, Record
+from mlinfra_sdk.worker.records import ENDING, ENDS, INPUT, RESULT, USAGE, Record
 from mlinfra_sdk.worker.run_usage import RunUsage
 from mlinfra_sdk.worker.watchdog import End
 

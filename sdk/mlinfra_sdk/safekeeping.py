@@ -23,6 +23,7 @@ from mlinfra_sdk.machines.portal import portal
 from mlinfra_sdk.objects.store import ChunkStore
 from mlinfra_sdk.worker import messages as m
 from mlinfra_sdk.worker.checkpoints import Saved, Wanted
+from mlinfra_sdk.worker.records import CHECKPOINT, WANTED, Record
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +65,8 @@ class Safekeeping:
     def sink(self, client: AgentClient, frontend: Frontend, safe: Safe, onward: Sink) -> Sink:
         """Takes records of checkpoints and passes the others on; for :meth:`AgentClient.listen`."""
 
-        async def take(record: m.Record) -> None:
-            if record.msg_type == m.CHECKPOINT:
+        async def take(record: Record) -> None:
+            if record.msg_type == CHECKPOINT:
                 saved = msgspec.json.decode(record.content, type=Saved)
                 manifest = decode(record.buffers[0])
                 key = client, manifest.name
@@ -73,7 +74,7 @@ class Safekeeping:
                 if key not in self._fetching:
                     self._fetching.add(key)
                     portal().start(self._fetch(key, frontend, safe))
-            elif record.msg_type == m.WANTED:
+            elif record.msg_type == WANTED:
                 question = msgspec.json.decode(record.content, type=Wanted)
                 portal().start(self._give(client, question))
             else:

@@ -20,6 +20,7 @@ from mlinfra_sdk.resuming import Resuming
 from mlinfra_sdk.running import Outcome, Result, Running, interrupts_held, interrupts_raised
 from mlinfra_sdk.safekeeping import Safe
 from mlinfra_sdk.worker import messages as m
+from mlinfra_sdk.worker.records import LEFT, Record
 
 _OF_LEDGER = ("done", "error", "interrupted")
 
@@ -133,7 +134,7 @@ class Unattended(Resuming):
                 self._go_on_with(job, error)
             return self.attach(job.name, frontend=frontend)
 
-    def watch(self, run: str, publish: Callable[[m.Record], None], *, until_end: bool) -> None:
+    def watch(self, run: str, publish: Callable[[Record], None], *, until_end: bool) -> None:
         """Show what a run has published, and with ``until_end`` what it still will."""
         with self._lock:
             info = self._find_run(run)
@@ -153,7 +154,7 @@ class Unattended(Resuming):
             client.send(m.Attach(client.next_id(), info.run, watch=True)).result()
             last = None if until_end else info.messages
             end = watching.wait(lambda content: None, tick, last=last)
-            if isinstance(end, m.Record) and end.msg_type == m.LEFT:
+            if isinstance(end, Record) and end.msg_type == LEFT:
                 raise self._failure(client, info.run, end)
         finally:
             client.close()

@@ -20,7 +20,7 @@ from mlinfra_sdk.namespace.analysis import cell_names
 from mlinfra_sdk.running import Result
 from mlinfra_sdk.session import Session
 from mlinfra_sdk.spec import Request
-from mlinfra_sdk.worker.messages import METRICS, USAGE, Record
+from mlinfra_sdk.worker.records import METRICS, USAGE, Record
 
 
 class Recorder:

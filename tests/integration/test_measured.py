@@ -16,7 +16,7 @@ from mlinfra_sdk import Session
 from mlinfra_sdk.frontend import Console
 from mlinfra_sdk.ledger import Ledger
 from mlinfra_sdk.namespace.analysis import cell_names
-from mlinfra_sdk.worker.messages import METRICS, Record
+from mlinfra_sdk.worker.records import METRICS, Record
 from mlinfra_sdk.worker.run_usage import Reading
 
 CODE = """

@@ -22,7 +22,7 @@ from mlinfra_sdk.machines.lifecycle import LiveMachine
 from mlinfra_sdk.namespace.analysis import CellNames, cell_names
 from mlinfra_sdk.session import Session
 from mlinfra_sdk.spec import Layer, Request
-from mlinfra_sdk.worker.messages import Record
+from mlinfra_sdk.worker.records import Record
 
 _FUNCTION, _ARGUMENTS = "mlinfra_function", "mlinfra_arguments"
 _WORDS = {"_": "the result", _ARGUMENTS: "the arguments"}

@@ -29,6 +29,7 @@ from mlinfra_sdk.machines.client import AgentClient
 from mlinfra_sdk.objects.store import ChunkStore
 from mlinfra_sdk.worker import messages as m
 from mlinfra_sdk.worker.recipe import WHEELS, Platform, Prepared, Recipe
+from mlinfra_sdk.worker.records import Record
 
 MIRROR, NONE = "mirror", "none"
 _SDK = "mlinfra-sdk"
@@ -207,7 +208,7 @@ class Packages:
         name = secrets.token_hex(8)
         news: queue.SimpleQueue[str] = queue.SimpleQueue()
 
-        async def take(record: m.Record) -> None:
+        async def take(record: Record) -> None:
             news.put(msgspec.json.decode(record.content)["text"])
 
         client.listen(name, take)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import msgspec
 
 from mlinfra_sdk.running import Outcome
-from mlinfra_sdk.worker.messages import INPUT, RESULT, USAGE, Record
+from mlinfra_sdk.worker.records import INPUT, RESULT, USAGE, Record
 from mlinfra_sdk.worker.run_usage import RunUsage
 
 

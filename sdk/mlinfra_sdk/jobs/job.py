@@ -20,7 +20,7 @@ from mlinfra_sdk.namespace.delta import Inputs
 from mlinfra_sdk.objects.store import ChunkStore
 from mlinfra_sdk.safekeeping import Safe
 from mlinfra_sdk.spec import Request
-from mlinfra_sdk.worker.messages import Record
+from mlinfra_sdk.worker.records import Record
 
 if TYPE_CHECKING:
     from mlinfra_sdk.machines.client import AgentClient

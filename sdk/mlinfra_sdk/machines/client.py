@@ -38,6 +38,7 @@ from mlinfra_sdk.objects.bulk import Bulk, Source
 from mlinfra_sdk.objects.compression import FEATURE
 from mlinfra_sdk.objects.store import CHUNK_SIZE, ChunkStore
 from mlinfra_sdk.worker import messages as m
+from mlinfra_sdk.worker.records import ENDS, Record, decode_record
 
 T = TypeVar("T")
 
@@ -46,7 +47,7 @@ _CHECK_EVERY = 5.0
 _LATE_SINKS = 64
 _NO_SIZES: Mapping[bytes, int] = MappingProxyType({})
 
-Sink = Callable[[m.Record], Awaitable[None]]
+Sink = Callable[[Record], Awaitable[None]]
 
 
 class AgentClient:
@@ -212,9 +213,9 @@ class AgentClient:
     async def _pass_on(self, link: LinkSession, channel: Channel) -> None:
         with contextlib.suppress(LinkClosed):
             async for message in link.receive(channel):
-                record = m.decode_record(message.data)
+                record = decode_record(message.data)
                 sink = self._sinks.get(record.parent) or self._late_sinks.get(record.parent)
-                if sink is not None and record.msg_type in m.ENDS:
+                if sink is not None and record.msg_type in ENDS:
                     self._remember(record.parent, sink)
                 sink = sink or self._other
                 if sink is not None:

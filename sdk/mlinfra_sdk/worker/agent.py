@@ -35,6 +35,7 @@ from mlinfra_sdk.worker.kernel_host import KernelHost
 from mlinfra_sdk.worker.monitor import Monitor
 from mlinfra_sdk.worker.notices import Notices
 from mlinfra_sdk.worker.recipe import Prepared
+from mlinfra_sdk.worker.records import BEGUN, DIED, METERS, PREPARING, RESULT, WANTED, Record
 from mlinfra_sdk.worker.runs import Run, Runs
 from mlinfra_sdk.worker.usage import usage
 from mlinfra_sdk.worker.versions import platform_here, versions
@@ -299,7 +300,7 @@ class Agent:
 
     async def _prepare(self, session: LinkSession, request: m.Prepare) -> Prepared:
         def tell(text: str) -> None:
-            record = m.Record("", request.name, 0, m.PREPARING, msgspec.json.encode({"text": text}))
+            record = Record("", request.name, 0, PREPARING, msgspec.json.encode({"text": text}))
             with suppress(LinkClosed):  # of what is only news, some may get lost
                 session.send_nowait(Channel.JOURNAL, m.encode(record))
 
@@ -353,7 +354,7 @@ class Agent:
         self._follow(run, session, 0, owns=not request.detached, keeps=True)
         if request.said:
             content = msgspec.json.encode({"name": "stderr", "text": request.said})
-            await run.publish(m.Record(request.kernel, request.run, 0, "stream", content))
+            await run.publish(Record(request.kernel, request.run, 0, "stream", content))
         try:
             await kernel.execute(request)
         except MlinfraError:
@@ -415,7 +416,7 @@ class Agent:
                 del self._fetches[key]
         return None
 
-    async def _tell(self, record: m.Record) -> None:
+    async def _tell(self, record: Record) -> None:
         """What belongs to no run goes to the kernel's client; one that is away must not hold the
         kernel up."""
         session = self._listeners.get(record.kernel)
@@ -428,34 +429,34 @@ class Agent:
             elif not session.send_nowait(Channel.JOURNAL, data):
                 logger.warning("A %s of no run is dropped: the client is away", record.msg_type)
 
-    async def _publish(self, record: m.Record) -> None:
+    async def _publish(self, record: Record) -> None:
         """Take a message of a kernel: into its run's journal, or straight to the kernel's client
         if it belongs to no run."""
         run = self.runs.get(record.parent)
         if run is None:
-            if record.msg_type == m.WANTED:
+            if record.msg_type == WANTED:
                 await self._checkpoints.asked(record.content, None)
                 return
             await self._tell(record)
             return
-        if record.msg_type == m.BEGUN:
+        if record.msg_type == BEGUN:
             run.info.status = "running"
             self._notices.begun(self._kernel(record.kernel), run)
             self.monitor.begun(run)
             return
-        if record.msg_type == m.METERS:
+        if record.msg_type == METERS:
             self.monitor.counted(record.parent, record.content)
             return
-        if record.msg_type in (m.RESULT, m.DIED):
+        if record.msg_type in (RESULT, DIED):
             usage = self.monitor.ended(record.parent)
             if usage is not None:
                 await run.publish(usage)
-        if record.msg_type == m.WANTED:
+        if record.msg_type == WANTED:
             self._tasks.start_soon(self._checkpoints.asked, record.content, run)
-        if record.msg_type == m.RESULT:
+        if record.msg_type == RESULT:
             upkeep.pin_outputs(self.store, run.info.run, run.journal.folder, record.buffers[0])
         await run.publish(record)
-        if record.msg_type in (m.RESULT, m.DIED):
+        if record.msg_type in (RESULT, DIED):
             self.watchdog.touch()
             self._notices.ended(record.parent)
             self.runs.ended(run, record)

@@ -33,8 +33,9 @@ from mlinfra_sdk.worker import gpus
 from mlinfra_sdk.worker import messages as m
 from mlinfra_sdk.worker.journal import Gap, Journal
 from mlinfra_sdk.worker.kernel_host import KernelHost
+from mlinfra_sdk.worker.records import BEGUN, DIED, RESULT, Record, decode_record
 
-JOB, STORE, RESULT = "job", "store", "result.tar"
+JOB, STORE, ARCHIVE = "job", "store", "result.tar"
 _JOURNAL = "journal/"
 _CHUNKS = "chunks/"
 _MARK = '{"mlinfra": '
@@ -60,9 +61,9 @@ async def run(folder: Path) -> None:
     chunks: list[bytes] = []
     printing = True
 
-    async def publish(record: m.Record) -> None:
+    async def publish(record: Record) -> None:
         nonlocal printing
-        if record.parent != job.request.run or record.msg_type == m.BEGUN:
+        if record.parent != job.request.run or record.msg_type == BEGUN:
             return
         number = journal.append(m.encode(record))
         # After one that is not printed none are: what is shown early keeps its order.
@@ -72,9 +73,9 @@ async def run(folder: Path) -> None:
             line = json.loads(record.content)["text"]
         sys.stdout.write(line)
         sys.stdout.flush()
-        if record.msg_type == m.RESULT:
+        if record.msg_type == RESULT:
             chunks.extend(msgspec.msgpack.decode(record.buffers[0], type=Outputs).digests())
-        if record.msg_type in (m.RESULT, m.DIED):
+        if record.msg_type in (RESULT, DIED):
             ended.set()
 
     env = {
@@ -94,10 +95,10 @@ async def run(folder: Path) -> None:
             await ended.wait()
         except MlinfraError as error:
             content = json.dumps({"reason": str(error)}).encode()
-            await publish(m.Record("main", job.request.run, 0, m.DIED, content))
+            await publish(Record("main", job.request.run, 0, DIED, content))
         await kernel.close()
         tasks.cancel_scope.cancel()
-    with tarfile.open(folder / RESULT, "w") as archive:
+    with tarfile.open(folder / ARCHIVE, "w") as archive:
         for path in sorted(journal.folder.iterdir()):
             archive.add(path, _JOURNAL + path.name)
         for digest in dict.fromkeys(chunks):
@@ -107,9 +108,9 @@ async def run(folder: Path) -> None:
             archive.addfile(member, io.BytesIO(data))
 
 
-def _line(number: int, record: m.Record) -> str:
+def _line(number: int, record: Record) -> str:
     """A record as it is printed; nothing for one that cannot be."""
-    if record.buffers or record.msg_type in (m.RESULT, m.DIED):
+    if record.buffers or record.msg_type in (RESULT, DIED):
         return ""
     said = {
         "mlinfra": number,
@@ -139,7 +140,7 @@ class Log:
         """The text begins anew."""
         self._rest = ""
 
-    def read(self, text: str) -> Iterator[m.Record]:
+    def read(self, text: str) -> Iterator[Record]:
         """The records that the next piece completes, without run and kernel."""
         self._rest += "".join(text.splitlines())
         while (start := self._rest.find(_MARK)) >= 0:
@@ -159,13 +160,13 @@ class Log:
                 content, metadata = (
                     json.dumps(said[it]).encode() for it in ("content", "metadata")
                 )
-                yield m.Record("", "", 0, said["type"], content, metadata)
+                yield Record("", "", 0, said["type"], content, metadata)
         self._rest = self._rest[-len(_MARK) :]
 
 
 def unpack(
     archive: Path, folder: Path, store: ChunkStore, after: int = 0
-) -> Iterator[m.Record | Gap]:
+) -> Iterator[Record | Gap]:
     """The records of a result that come after number ``after``; its chunks are put into ``store``
     before. Raises :class:`tarfile.TarError` and OSError for what is no result."""
     journal = folder / "journal"
@@ -182,7 +183,7 @@ def unpack(
     reader = Journal.recover(journal).reader(after)
     while found := reader.read():
         for item in found:
-            yield item if isinstance(item, Gap) else m.decode_record(item)
+            yield item if isinstance(item, Gap) else decode_record(item)
 
 
 if __name__ == "__main__":

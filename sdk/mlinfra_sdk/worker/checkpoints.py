@@ -25,7 +25,7 @@ from mlinfra_sdk.checkpoints.manifest import Manifest, decode, encode
 from mlinfra_sdk.checkpoints.store import FOLDER_VARIABLE, CheckpointStore
 from mlinfra_sdk.objects.store import ChunkStore
 from mlinfra_sdk.worker import ending
-from mlinfra_sdk.worker.messages import CHECKPOINT, WANTED
+from mlinfra_sdk.worker.records import CHECKPOINT, WANTED
 from mlinfra_sdk.worker.runs import Run
 from mlinfra_sdk.worker.watchdog import End
 

@@ -39,19 +39,14 @@ from mlinfra_sdk.worker import ending, forks
 from mlinfra_sdk.worker.checkpoints import KernelCheckpoints
 from mlinfra_sdk.worker.interrupts import Interrupts
 from mlinfra_sdk.worker.messages import (
-    ASKING,
-    COUNT,
-    ENDING,
-    HANDLED,
     JOBS_VARIABLE,
-    METERS,
-    RESULT,
     SHARED_VARIABLE,
     STORE_VARIABLE,
     WORKER_VARIABLE,
     WORKSPACES_VARIABLE,
 )
 from mlinfra_sdk.worker.modules import WorkspaceModules
+from mlinfra_sdk.worker.records import ASKING, COUNT, ENDING, HANDLED, METERS, RESULT
 from mlinfra_sdk.worker.watchdog import End
 
 _decode_inputs = msgspec.msgpack.Decoder(Inputs).decode

@@ -18,7 +18,8 @@ import anyio.abc
 
 from mlinfra_sdk.errors import KernelDied
 from mlinfra_sdk.worker.kernel_process import KernelProcess, explain
-from mlinfra_sdk.worker.messages import (
+from mlinfra_sdk.worker.messages import Execute
+from mlinfra_sdk.worker.records import (
     ASKING,
     BEGUN,
     COUNT,
@@ -27,7 +28,6 @@ from mlinfra_sdk.worker.messages import (
     HANDLED,
     INPUT,
     RESULT,
-    Execute,
     Record,
 )
 

@@ -14,8 +14,8 @@ import msgspec
 
 from mlinfra_sdk.meters import Meter, outermost
 from mlinfra_sdk.worker.kernel_host import KernelHost
-from mlinfra_sdk.worker.messages import METRICS, USAGE, Record
 from mlinfra_sdk.worker.readings import Probe, cores_here
+from mlinfra_sdk.worker.records import METRICS, USAGE, Record
 from mlinfra_sdk.worker.run_usage import Sums
 from mlinfra_sdk.worker.runs import Run
 

@@ -11,7 +11,8 @@ import msgspec
 
 from mlinfra_sdk.errors import KernelDied
 from mlinfra_sdk.worker.kernel_host import KernelHost
-from mlinfra_sdk.worker.messages import ENDING, Execute, Record
+from mlinfra_sdk.worker.messages import Execute
+from mlinfra_sdk.worker.records import ENDING, Record
 from mlinfra_sdk.worker.runs import Run, Runs
 from mlinfra_sdk.worker.watchdog import NOTICE, OF_BUDGET, End
 

@@ -23,6 +23,7 @@ from mlinfra_sdk.link.session import LinkSession
 from mlinfra_sdk.link.state import State
 from mlinfra_sdk.worker import messages as m
 from mlinfra_sdk.worker.journal import LIMIT, Gap, Journal
+from mlinfra_sdk.worker.records import DIED, LEFT, RESULT, Record, decode_record
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ class Run:
         """The connected client that takes the run's checkpoints."""
         return next((it.session for it in self._followers if it.keeps and it.connected), None)
 
-    async def publish(self, record: m.Record) -> None:
+    async def publish(self, record: Record) -> None:
         """Take a message of the kernel."""
         if self.collected:
             for follower in self._followers:
@@ -105,7 +106,7 @@ class Run:
             with anyio.move_on_after(1):
                 await self._caught_up.wait()
 
-    def tell(self, record: m.Record) -> None:
+    def tell(self, record: Record) -> None:
         """Pass news on to the clients that are there and keep up; it is not kept for others."""
         data = m.encode(record)
         for follower in self._followers:
@@ -172,7 +173,7 @@ class Run:
                     await self._changed.wait()
             if follower.farewell:
                 content = json.dumps({"reason": follower.farewell}).encode()
-                record = m.Record(self.info.kernel, self.info.run, 0, m.LEFT, content)
+                record = Record(self.info.kernel, self.info.run, 0, LEFT, content)
                 await follower.session.send(Channel.JOURNAL, m.encode(record))
         follower.reading = False
         self._tidy()
@@ -184,7 +185,7 @@ class Run:
 
     def _note(self, number: int, text: str) -> bytes:
         content = json.dumps({"name": "stderr", "text": f"\n[{text}]\n"}).encode()
-        return m.encode(m.Record(self.info.kernel, self.info.run, number, "stream", content))
+        return m.encode(Record(self.info.kernel, self.info.run, number, "stream", content))
 
     def save(self) -> None:
         """Leave a trace for an agent that comes after this one."""
@@ -203,10 +204,10 @@ class Run:
         segments = sorted(folder.glob("*.records"))
         info.ended = segments[-1].stat().st_mtime if segments else info.started
         end = _last(journal)
-        if end is None or end.msg_type not in (m.RESULT, m.DIED):
+        if end is None or end.msg_type not in (RESULT, DIED):
             reason = "The machine's agent ended while it ran."
             content = json.dumps({"reason": reason, "status": "lost"}).encode()
-            end = m.Record(info.kernel, info.run, journal.last + 1, m.DIED, content)
+            end = Record(info.kernel, info.run, journal.last + 1, DIED, content)
             journal.append(m.encode(end))
         info.status = status_after(end)
         return cls(info, journal)
@@ -265,7 +266,7 @@ class Runs:
             run.info.followed = run.owner is not None
             yield run.info
 
-    def ended(self, run: Run, record: m.Record) -> None:
+    def ended(self, run: Run, record: Record) -> None:
         """``record`` was the last one of a run."""
         run.info.status = status_after(record)
         run.info.ended = time.time()
@@ -288,19 +289,19 @@ class Runs:
                 self.collect(run)
 
 
-def status_after(end: m.Record) -> str:
+def status_after(end: Record) -> str:
     """How a run ended, by its last message."""
     content = json.loads(end.content)
-    if end.msg_type == m.DIED:
+    if end.msg_type == DIED:
         return str(content.get("status", "died"))
     if content.get("ename") == "KeyboardInterrupt":
         return "interrupted"
     return "done" if content["status"] == "ok" else "error"
 
 
-def _last(journal: Journal) -> m.Record | None:
+def _last(journal: Journal) -> Record | None:
     reader = journal.reader(journal.last - 1)
     record = None
     while items := reader.read():
         record = items[-1]
-    return m.decode_record(record) if isinstance(record, bytes) else None
+    return decode_record(record) if isinstance(record, bytes) else None

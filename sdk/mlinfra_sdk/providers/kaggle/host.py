@@ -22,7 +22,8 @@ from mlinfra_sdk.providers.kaggle import script, service
 from mlinfra_sdk.worker import batch
 from mlinfra_sdk.worker.journal import Gap
 from mlinfra_sdk.worker.kernel_host import KernelHost, Publish
-from mlinfra_sdk.worker.messages import BEGUN, DIED, RESULT, STORE_VARIABLE, Execute, Record
+from mlinfra_sdk.worker.messages import STORE_VARIABLE, Execute
+from mlinfra_sdk.worker.records import BEGUN, DIED, RESULT, Record
 
 _LOOK_FIRST, _LOOK_LAST = 1.0, 15.0
 """Seconds between two looks: at first, and later."""

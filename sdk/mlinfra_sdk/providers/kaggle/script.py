@@ -124,7 +124,7 @@ def _script(job: batch.Job, store: Path | None, inputs: str = "") -> str:
         python=f"{sys.version_info[0]}.{sys.version_info[1]}",
         pins=packages.pins().split(),
         inputs=inputs,
-        result=batch.RESULT,
+        result=batch.ARCHIVE,
         output=OUTPUT,
         data=base64.b85encode(packed.getvalue()).decode(),
     )
