@@ -50,6 +50,31 @@ make_venv() {
   "$python" -m venv --clear .venv
 }
 
+# uv_install ARGUMENT...: as pip does it, in a third of its time. uv does not read what pip is
+# configured to, such as other indexes, so it is told.
+uv_install() {
+  local settings name option value options=()
+  command -v uv >/dev/null || pip install --quiet uv || return
+  settings=$(pip config list)
+  setting() { # NAME: its values; those in the environment come before those in files
+    grep -E "^(:env:|install|global)\.$1=" <<<"$settings" | head -n 1 |
+      sed "s/^[^=]*='\(.*\)'\$/\1/; s/\\\\n/ /g"
+  }
+  while read -r name option; do
+    for value in $(setting "$name"); do
+      options+=("$option" "$value")
+    done
+  done <<'END'
+index-url --default-index
+extra-index-url --index
+find-links --find-links
+constraint --constraint
+END
+  value=$(setting cert)
+  SSL_CERT_FILE=${value:-${SSL_CERT_FILE-}} uv pip install --quiet --python .venv/bin/python \
+    --index-strategy unsafe-best-match "${options[@]}" "$@"
+}
+
 # install EXTRA [REQUIREMENT...]: both distributions with an extra, after the given requirements;
 # does nothing when what they are built from has not changed since.
 install() {
@@ -65,10 +90,8 @@ install() {
   )
   if [[ ! -e $stamp || $(<"$stamp") != "$state" ]]; then
     echo "Installing jupyter-mlinfra and its packages in .venv (some minutes the first time) ..."
-    if (($#)); then
-      pip install --quiet "$@"
-    fi
-    pip install --quiet --editable ./sdk --editable ".[$extra]"
+    set -- "$@" --editable ./sdk --editable ".[$extra]"
+    uv_install "$@" || pip install --quiet "$@"
     echo "$state" >"$stamp"
   fi
 }

@@ -10,20 +10,14 @@ from pathlib import Path
 
 import pytest
 from live import Notebook, opened
-from sshd import Sshd, running
-
-
-@pytest.fixture(scope="module")
-def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
-    with running(tmp_path_factory.mktemp("box")) as server:
-        yield server
+from sshd import Sshd
 
 
 @pytest.fixture(autouse=True)
-def known(box: Sshd, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.setenv("MLINFRA_HOME", str(tmp_path / "home"))
+def known(warm_box: Sshd, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
-    with box.known():
+    with warm_box.known():
+        monkeypatch.setenv("MLINFRA_HOME", str(tmp_path / "home"))
         yield
 
 
