@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from twins import Twins, contents, twins
@@ -16,6 +17,7 @@ from twins import Twins, contents, twins
 from mlinfra_sdk.errors import RequestError, StoreError, SyncError
 from mlinfra_sdk.sync import messages
 from mlinfra_sdk.sync.entries import CHUNK
+from mlinfra_sdk.sync.transfer import Placer
 
 
 @pytest.fixture
@@ -387,6 +389,31 @@ def test_a_file_that_changes_while_it_is_sent(pair: Twins) -> None:
     assert sorted(map(str, contents(pair.here).values())) == sorted(
         map(str, [b"2" * 3000, b"fine", b"theirs"])
     )
+
+
+@pytest.mark.parametrize("count", [1, 100])
+@pytest.mark.parametrize("size", [3000, 3 * CHUNK])
+def test_a_file_that_appears_where_one_is_being_put(
+    pair: Twins, monkeypatch: pytest.MonkeyPatch, size: int, count: int
+) -> None:
+    for number in range(count):
+        pair.write(f"{number}.txt", "mine", there=True)
+    pair.write("7.txt", "m" * size, there=True)
+    fill = Placer._fill
+
+    def while_the_user_writes(placer: Placer, fd: int, change: messages.Change, *rest: Any) -> None:
+        if change.path == b"7.txt":
+            monkeypatch.undo()
+            pair.write("7.txt", "his own")
+        fill(placer, fd, change, *rest)
+
+    monkeypatch.setattr(Placer, "_fill", while_the_user_writes)
+    report = pair.sync()
+    assert contents(pair.here) == contents(pair.there)
+    assert (pair.here / "7.txt").read_text() == "his own"
+    assert "was changed on both sides" in report.warnings[0]
+    assert len(contents(pair.here)) == max(2, count) + 1
+    assert not list(pair.folder.rglob(".mlinfra-tmp-*"))
 
 
 def test_the_size_guard_names_the_biggest(pair: Twins) -> None:

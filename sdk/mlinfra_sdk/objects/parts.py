@@ -163,6 +163,7 @@ class Parts:
         self._open: dict[bytes, Part] = {}
         self._wanted: dict[bytes, list[Part]] = {}
         """The files that each piece belongs to."""
+        self._lock = threading.Lock()
 
     def open(
         self,
@@ -180,9 +181,10 @@ class Parts:
         part = self._locked(digest, pieces, size, length, older)
         if part is None:
             return False
-        self._open[digest] = part
-        for piece in part.wanted:
-            self._wanted.setdefault(piece, []).append(part)
+        with self._lock:
+            self._open[digest] = part
+            for piece in part.wanted:
+                self._wanted[piece] = [*self._wanted.get(piece, ()), part]
         return True
 
     def _locked(
@@ -223,14 +225,15 @@ class Parts:
 
     def take(self, digest: bytes) -> Part | None:
         """The file whose content has this digest, which the caller completes, moves and closes."""
-        part = self._open.pop(digest, None)
-        if part is not None:
-            for piece in part.wanted:
-                owners = [it for it in self._wanted.get(piece, ()) if it is not part]
-                if owners:
-                    self._wanted[piece] = owners
-                else:
-                    self._wanted.pop(piece, None)
+        with self._lock:
+            part = self._open.pop(digest, None)
+            if part is not None:
+                for piece in part.wanted:
+                    owners = [it for it in self._wanted[piece] if it is not part]
+                    if owners:
+                        self._wanted[piece] = owners
+                    else:
+                        del self._wanted[piece]
         return part
 
     def close(self, digest: bytes) -> None:

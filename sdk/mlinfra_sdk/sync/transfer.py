@@ -16,6 +16,8 @@ from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
+import msgspec
+
 from mlinfra_sdk.errors import ChunkMissing, StoreError, SyncError
 from mlinfra_sdk.objects.parts import copy_range
 from mlinfra_sdk.objects.store import ChunkStore
@@ -298,6 +300,7 @@ class Placer:
         if change.old[:1] == b"d" and entry.kind != FOLDER:
             root.remove(change.path)
             self._tree.removed(change.path)
+            change = msgspec.structs.replace(change, old=b"")
         elif change.old and entry.kind == FOLDER:
             root.remove(change.path)
         if entry.kind == FOLDER:
@@ -353,9 +356,7 @@ class Placer:
                 os.utime(fd, ns=(entry.mtime, entry.mtime))
                 if self._durable:
                     os.fsync(fd)
-                if change.old and self._tree.now(change.path) != change.old:
-                    raise SyncError(CHANGED)  # while a large file was being written
-                os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+                self._give_name(folder, temporary, name, change)
             except BaseException:
                 with suppress(OSError):
                     os.unlink(temporary, dir_fd=folder)
@@ -368,6 +369,25 @@ class Placer:
         if name.endswith(b".py"):
             _forget_bytecode(folder, name)
         return status
+
+    def _give_name(self, folder: int, temporary: bytes, name: bytes, change: Change) -> None:
+        """Put what is written in its place, unless something else has come there meanwhile."""
+        if not change.old:
+            try:
+                os.link(
+                    temporary, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False
+                )
+            except FileExistsError:
+                raise SyncError(CHANGED) from None
+            except OSError as error:  # a file system without hard links?
+                if error.errno in _FULL:
+                    raise
+            else:
+                os.unlink(temporary, dir_fd=folder)
+                return
+        if self._tree.now(change.path) != change.old:
+            raise SyncError(CHANGED)
+        os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
 
     def _fill(self, fd: int, change: Change, entry: Entry, have: Collection[bytes]) -> None:
         """Write the content, but for the pieces that are there."""
