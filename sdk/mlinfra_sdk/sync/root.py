@@ -153,9 +153,12 @@ class Root:
                 os.mkdir(name, dir_fd=folder)
             os.close(os.open(name, _DIRECTORY, dir_fd=folder))
 
-    def make_link(self, path: bytes, target: bytes) -> None:
-        """Put a symbolic link in the place of what is there."""
+    def make_link(self, path: bytes, target: bytes, *, replace: bool) -> None:
+        """Put a symbolic link there, or in the place of what is there. Raises FileExistsError."""
         with self.parent(path, create=True) as (folder, name):
+            if not replace:
+                os.symlink(target, name, dir_fd=folder)
+                return
             temporary = names.TEMPORARY + secrets.token_hex(8).encode()
             os.symlink(target, temporary, dir_fd=folder)
             try:

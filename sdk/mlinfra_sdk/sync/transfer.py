@@ -308,7 +308,10 @@ class Placer:
         elif entry.kind == LINK:
             if not names.link_stays_inside(entry.path, entry.digest):
                 raise SyncError(f"it is a link to {names.shown(entry.digest)}, outside")
-            root.make_link(change.path, entry.digest)
+            try:
+                root.make_link(change.path, entry.digest, replace=bool(change.old))
+            except FileExistsError:
+                raise SyncError(CHANGED) from None
         elif entry.kind == FILE:
             self._note(entry, self._write(change))
             return
