@@ -164,7 +164,7 @@ def test_an_interrupt_and_a_kill_in_the_middle_of_a_sync(here: Place) -> None:
     write_data(here)
     code = """
         import os, signal, sys, threading, mlinfra_sdk
-        from mlinfra_sdk.sync.transfer import Stager
+        from mlinfra_sdk.sync.staging import Stager
         staged, stage = 0, Stager.stage
         def counting(self, wants):
             global staged
@@ -199,7 +199,7 @@ def test_an_agent_that_is_killed_in_the_middle_of_a_sync(here: Place) -> None:
         "script.py",
         """
         import os, signal, psutil, mlinfra_sdk
-        from mlinfra_sdk.sync.transfer import Stager
+        from mlinfra_sdk.sync.staging import Stager
         session = mlinfra_sdk.Session(isolate=True, idle="1m")
         session._connect()
         staged, stage = 0, Stager.stage

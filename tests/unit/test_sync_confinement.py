@@ -19,8 +19,9 @@ from mlinfra_sdk.objects.store import ChunkStore
 from mlinfra_sdk.sync import names
 from mlinfra_sdk.sync.entries import FILE, FOLDER, LINK, Entry, digest_of
 from mlinfra_sdk.sync.messages import Change, Listing, Place, Want
+from mlinfra_sdk.sync.placing import Placer
 from mlinfra_sdk.sync.root import Root
-from mlinfra_sdk.sync.transfer import Placer, Stager
+from mlinfra_sdk.sync.staging import Stager
 from mlinfra_sdk.sync.tree import Tree
 
 SECRET = "not for you"

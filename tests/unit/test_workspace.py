@@ -17,7 +17,7 @@ from twins import Twins, contents, twins
 from mlinfra_sdk.errors import RequestError, StoreError, SyncError
 from mlinfra_sdk.sync import messages
 from mlinfra_sdk.sync.entries import CHUNK
-from mlinfra_sdk.sync.transfer import Placer
+from mlinfra_sdk.sync.placing import Placer
 
 
 @pytest.fixture

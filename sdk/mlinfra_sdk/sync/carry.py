@@ -26,8 +26,9 @@ from .messages import (
     Staged,
     Want,
 )
+from .placing import Placer, expect, ordered
 from .reports import Report
-from .transfer import Placer, Stager, expect, ordered
+from .staging import Stager
 
 _BATCH_BYTES = 16 << 20
 _BATCH_FILES = 1000

@@ -27,7 +27,8 @@ from mlinfra_sdk.sync.messages import (
     Staged,
 )
 from mlinfra_sdk.sync.messages import decode as decode_message
-from mlinfra_sdk.sync.transfer import Placer, Stager, expect
+from mlinfra_sdk.sync.placing import Placer, expect
+from mlinfra_sdk.sync.staging import Stager
 from mlinfra_sdk.sync.tree import Tree
 
 FOLDER = "workspaces"
