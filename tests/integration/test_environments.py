@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from faulty import Client, Recorder, agents, processes
 from live import until
@@ -98,6 +99,52 @@ def test_a_mirror_is_made_cached_and_added_to(home: Path, make: Make) -> None:
     assert not any(detail.startswith("Python 3") for detail in second.details)
     assert "environment" in second.phases
     assert list((home / "cache" / "environments").iterdir()) == cached
+
+
+def test_a_module_that_is_changed_later_gets_what_it_imports(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")
+    Path("a_helper.py").write_text("import json\nx = 1\n")
+    it = make()
+    it.session.request = msgspec.structs.replace(it.session.request, sync=True)
+    it.run("import a_helper\nv = a_helper.x").get()
+    assert it.namespace["v"] == 1
+    Path("a_helper.py").write_text("import sortedcontainers\nx = sortedcontainers.__version__\n")
+    it.run("import a_helper\nv = a_helper.x").get()
+    assert it.namespace["v"] == version("sortedcontainers")
+
+
+@pytest.mark.parametrize("what", ["mlinfra.json", "lib", "bin/python", "empty record"])
+def test_a_damaged_environment_is_made_again(tmp_path: Path, what: str) -> None:
+    cache, store = tmp_path / "cache", ChunkStore(tmp_path / "store")
+    recipe = Recipe(".".join(map(str, sys.version_info[:2])), ["sortedcontainers==2.4.0"])
+
+    def made(number: int) -> Environments:
+        return Environments(cache, tmp_path / f"{number}", store, kernel="sortedcontainers")
+
+    def prepare(it: Environments) -> None:
+        prepared = portal().call(it.prepare(recipe, tell=lambda text: None))
+        command = [str(it.python(prepared.key)), "-c", "import sortedcontainers"]
+        subprocess.run(command, check=True)
+
+    first = made(1)
+    prepare(first)
+    for use in first._uses.values():  # its machine ends
+        os.close(use)
+    (base,) = cache.iterdir()
+    path = base / (what if what != "empty record" else "mlinfra.json")
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    if what == "bin/python":  # the host's has got another name
+        path.symlink_to(tmp_path / "python3.11")
+    elif what == "empty record":
+        path.touch()
+    prepare(made(2))
+    prepare(made(3))
 
 
 def test_packages_of_objects_are_there(make: Make) -> None:

@@ -57,7 +57,6 @@ class Packages:
         self._made_by = self._state = ""
         """The ``env=`` that the environment was made by, and the state of that file then."""
         self._platform: Platform | None = None
-        self._seen: set[str] = set()
         self._roots: dict[str, str] = {}
 
     @property
@@ -80,12 +79,12 @@ class Packages:
 
         Raises :class:`EnvironmentFailed`.
         """
-        known = self._roots.copy(), self._seen.copy()
+        known = self._roots.copy()
         try:
             self._note(modules)
             return self._prepare(client, frontend, onto="")
         except BaseException:
-            self._roots, self._seen = known
+            self._roots = known
             raise
 
     def add(self, client: AgentClient, modules: Iterable[str], frontend: Frontend) -> None:
@@ -100,12 +99,12 @@ class Packages:
         if self._made_by and self._state != self._state_of_file():
             self._state = self._state_of_file()
             frontend.note(f"{self.mode} has changed: `%remote restart` takes the new environment.")
-        known = self._roots.copy(), self._seen.copy()
+        known = self._roots.copy()
         try:
             if self.key and self.mode == MIRROR and self._note(modules):
                 self._prepare(client, frontend, onto=self.key)
         except BaseException:
-            self._roots, self._seen = known
+            self._roots = known
             raise
 
     def moved(self) -> None:
@@ -128,15 +127,17 @@ class Packages:
 
     def _note(self, modules: Iterable[str]) -> bool:
         """Remember what is needed; False if that was known."""
-        new = {module for module in modules if not is_standard(module)} - self._seen
-        if not new:
-            return False
-        self._seen |= new
         with _sources_lock:
-            found = _sources.distributions_for(new)
+            found = _sources.distributions_for(it for it in modules if not is_standard(it))
         fresh = {name: f"{it} is imported" for name, it in found.items() if name not in self._roots}
         self._roots |= fresh
-        return bool(fresh.keys() - self._installed.keys())
+        wanted = set(fresh)
+        for name in fresh:
+            wanted.update(optional(name, self._markers()))
+        return not wanted <= self._installed.keys()
+
+    def _markers(self) -> dict[str, str]:
+        return self._platform.markers if self._platform is not None else _markers_here()
 
     # -- what to install ---------------------------------------------------------------------
 

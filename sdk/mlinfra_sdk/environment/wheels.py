@@ -25,9 +25,8 @@ from mlinfra_sdk.worker.uv import Tell, redacted, run_uv
 from mlinfra_sdk.worker.wheel import build_wheel
 
 _CHUNK = 4 << 20
-_NOT_SOURCE = frozenset(
-    {"__pycache__", "node_modules", "build", "dist", "venv", "env", "site-packages"}
-)
+_NOT_SOURCE = frozenset({"__pycache__", "node_modules", "site-packages"})
+_NOT_SOURCE_AT_ROOT = frozenset({"build", "dist"})
 
 
 def shipped(path: Path, store: ChunkStore) -> Wheel:
@@ -71,7 +70,8 @@ def of_project(project: Path, name: str, tell: Tell) -> Path:
     tell(f"Building {name}")
     with tempfile.TemporaryDirectory(dir=folder.parent) as place:
         try:
-            _run(["build", "--wheel", "--out-dir", place, str(project)], tell)
+            command = ["build", "--wheel", "--python", sys.executable, "--out-dir", place]
+            _run([*command, str(project)], tell)
         except EnvironmentFailed as error:
             raise EnvironmentFailed(
                 f"No wheel of {name} can be built from {project}. {error.message}",
@@ -96,10 +96,14 @@ def _files(project: Path) -> Iterator[tuple[str, os.stat_result]]:
         yield project.name, project.stat()
         return
     for folder, folders, files in os.walk(project):
+        if "pyvenv.cfg" in files:  # a virtual environment
+            folders.clear()
+            continue
+        left_out = _NOT_SOURCE | (_NOT_SOURCE_AT_ROOT if folder == str(project) else set())
         folders[:] = [
             it
             for it in folders
-            if it not in _NOT_SOURCE and not it.startswith(".") and not it.endswith(".egg-info")
+            if it not in left_out and not it.startswith(".") and not it.endswith(".egg-info")
         ]
         for file in files:
             path = os.path.join(folder, file)

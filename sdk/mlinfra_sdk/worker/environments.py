@@ -112,6 +112,7 @@ class Environments:
     async def _make(self, recipe: Recipe, key: str, tell: Tell, indexes: Sequence[str]) -> Prepared:
         base = self._cache / key
         added: list[str] = []
+        await anyio.to_thread.run_sync(self._discard_damaged, base)
         if not self._use(key):
             self._cache.mkdir(mode=0o700, parents=True, exist_ok=True)
             await anyio.to_thread.run_sync(self._tidy)
@@ -217,6 +218,22 @@ class Environments:
                 for digest in wheel.digests:
                     file.write(self._store.read_chunk(digest))
 
+    def _discard_damaged(self, base: Path) -> None:
+        """Have what is not whole any more made again: files that somebody has removed, or an
+        interpreter that went with an upgrade of the host."""
+        with suppress(OSError, msgspec.MsgspecError, StopIteration):
+            msgspec.json.decode((base / _MANIFEST).read_bytes(), type=Manifest)
+            if (base / "bin" / "python").exists() and _site_packages(base):
+                return
+        if not base.exists():
+            return
+        (base / _USE).touch(mode=0o600)
+        if base.name in self._uses or not _remove_unused(base):
+            raise EnvironmentFailed(
+                f"The environment {base} is damaged, and a machine still uses it.",
+                hint="Stop the machines that run there (`mlinfra status`); it is made again then.",
+            )
+
     def _use(self, key: str) -> bool:
         """Keep a cached environment from being removed; False if there is none."""
         path = self._cache / key / _USE
@@ -273,6 +290,9 @@ class Environments:
                 install = ["pip", "install", "--no-deps", "--python", str(python)]
                 if recipe.wheels_only:
                     install += ["--no-index", "--find-links", str(inputs / "wheels")]
+                elif any("+" in line.partition(";")[0] for line in missing) and recipe.torch:
+                    # What was resolved to one of PyTorch's own builds lies on its own index only.
+                    install += ["--torch-backend", recipe.torch]
                 await run_uv(
                     [*install, "--prefix", str(staged), "--requirements", str(additions)],
                     folder=inputs,

@@ -93,15 +93,16 @@ async def run_uv(
             lines.append(line)
 
     assert process.stdout is not None and process.stderr is not None
-    try:
-        async with process, anyio.create_task_group() as tasks:
-            tasks.start_soon(listen, process.stdout, output.append)
-            tasks.start_soon(listen, process.stderr, hear)
+    async with process, anyio.create_task_group() as tasks:
+        tasks.start_soon(listen, process.stdout, output.append)
+        tasks.start_soon(listen, process.stderr, hear)
+        try:
             await process.wait()
-    except BaseException:
-        with suppress(ProcessLookupError):  # builds that it has started
-            os.killpg(process.pid, signal.SIGKILL)
-        raise
+        except BaseException:
+            # With the builds that it has started: while they hold its pipes, nothing here ends.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
     if process.returncode:
         raise _failure("\n".join(lines))
     return "\n".join(output)
