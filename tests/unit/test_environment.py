@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
+import os
 import sys
 import textwrap
+import threading
+import zipfile
 from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 
@@ -317,6 +323,7 @@ def test_credentials_are_not_shown_and_stay_here(monkeypatch: pytest.MonkeyPatch
     assert redacted(said) == "Failed to fetch: https://host.test/simple/ and https://other.test"
     for name in ("UV_INDEX_URL", "UV_DEFAULT_INDEX", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     urls = "named=https://plain.test/simple https://user:secret@host.test/simple file:///here"
     monkeypatch.setenv("UV_INDEX", urls)
     monkeypatch.setenv("UV_EXTRA_INDEX_URL", "http://127.0.0.1:8080/simple https://t@o.test/s")
@@ -326,6 +333,50 @@ def test_credentials_are_not_shown_and_stay_here(monkeypatch: pytest.MonkeyPatch
         "https://user:secret@host.test/simple",
         "https://t@o.test/s",
     ]
+    assert "http://127.0.0.1:8080/simple" in configured_indexes(here=True)
+
+
+def test_indexes_that_pip_is_configured_to(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("UV_INDEX", "UV_DEFAULT_INDEX", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    config = tmp_path / "pip.conf"
+    config.write_text(
+        "[global]\nindex-url = https://a.test/100%25/simple\n"
+        "extra-index-url =\n  https://b.test/simple\n  https://user:secret@c.test/simple\n"
+    )
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(config))
+    assert configured_indexes() == ["https://a.test/100%25/simple", "https://b.test/simple"]
+    assert "https://user:secret@c.test/simple" in configured_indexes(credentials=True)
+    config.write_text("no section")
+    configured_indexes()
+
+
+@pytest.mark.parametrize("pip", [True, False])
+def test_wheels_come_from_an_index_on_this_host(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pip: bool
+) -> None:
+    """To a machine that cannot ask it; with pip in this environment or without."""
+    folder = tmp_path / "index" / "simple" / "privy"
+    folder.mkdir(parents=True)
+    name = "privy-3.0-py3-none-any.whl"
+    with zipfile.ZipFile(folder / name, "w") as wheel:
+        info = "privy-3.0.dist-info"
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: privy\nVersion: 3.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    (folder / "index.html").write_text(f'<a href="{name}">{name}</a>')
+    monkeypatch.setenv("MLINFRA_HOME", str(tmp_path / "home"))
+    if not pip:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "index"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        monkeypatch.setenv("UV_INDEX", f"http://127.0.0.1:{server.server_port}/simple")
+        recipe = Recipe(".".join(map(str, sys.version_info[:2])), ["privy==3.0"])
+        indexes = configured_indexes(here=True)
+        _, paths = wheels.fetch(recipe, [], HERE, [], indexes, lambda text: None)
+        server.shutdown()
+    assert [path.name for path in paths] == [name]
 
 
 # Files

@@ -184,7 +184,7 @@ class Packages:
                 local,
                 self._platform,
                 have,
-                configured_indexes(credentials=True),
+                configured_indexes(credentials=True, here=True),
                 frontend.detail,
             )
         except EnvironmentFailed as here:

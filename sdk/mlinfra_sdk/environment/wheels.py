@@ -9,8 +9,9 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import anyio
 import msgspec
@@ -181,12 +182,13 @@ def _download(
     arguments += [f"--abi={it}" for it in (abi, "abi3", "none")]
     arguments += [f"--platform={it}" for it in (*platform.tags, "any")]
     pip = [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else None
-    env = {**os.environ, "PIP_EXTRA_INDEX_URL": " ".join(indexes)} if indexes else None
+    told = {"PIP_EXTRA_INDEX_URL": " ".join(indexes)} if indexes else {}
     if pip is None:
-        _run(["tool", "run", "pip", *arguments], lambda text: None, indexes)
+        _run(["tool", "run", "pip", *arguments], lambda text: None, indexes, told)
         return
 
     async def run() -> str:
+        env = os.environ | told
         done = await anyio.run_process([*pip, *arguments], env=env, check=False)
         return "" if done.returncode == 0 else done.stderr.decode(errors="replace")
 
@@ -198,10 +200,14 @@ def _download(
         )
 
 
-def _run(arguments: Sequence[str], tell: Tell, indexes: Sequence[str] = ()) -> str:
-    return portal().call(
-        run_uv(arguments, folder=Path(tempfile.gettempdir()), tell=tell, indexes=indexes)
-    )
+def _run(
+    arguments: Sequence[str],
+    tell: Tell,
+    indexes: Sequence[str] = (),
+    env: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    folder = Path(tempfile.gettempdir())
+    return portal().call(run_uv(arguments, folder=folder, tell=tell, indexes=indexes, env=env))
 
 
 def _cache(kind: str) -> Path:

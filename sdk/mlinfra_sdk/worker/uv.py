@@ -8,9 +8,10 @@ import shutil
 import signal
 import subprocess
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 
 import anyio
 import anyio.abc
@@ -56,14 +57,19 @@ def uv_binary() -> str:
 
 
 async def run_uv(
-    arguments: Sequence[str], *, folder: Path, tell: Tell, indexes: Sequence[str] = ()
+    arguments: Sequence[str],
+    *,
+    folder: Path,
+    tell: Tell,
+    indexes: Sequence[str] = (),
+    env: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """Run uv in ``folder`` and give what it writes to stdout; ``tell`` gets a line now and then.
 
-    ``indexes`` may hold credentials: they are passed where nobody can see them. Raises
-    :class:`EnvironmentFailed` with uv's own last lines.
+    ``indexes`` may hold credentials: they are passed where nobody can see them, as is ``env``.
+    Raises :class:`EnvironmentFailed` with uv's own last lines.
     """
-    env = {key: value for key, value in os.environ.items() if key not in _NOT_PASSED_ON}
+    env = {key: it for key, it in os.environ.items() if key not in _NOT_PASSED_ON} | {**env}
     env |= {"UV_NO_PROGRESS": "1", "NO_COLOR": "1"}
     if indexes:
         env["UV_INDEX"] = " ".join([*indexes, *env.get("UV_INDEX", "").split()])
