@@ -329,7 +329,7 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> int:
         source = path.read_bytes()
     except OSError as error:
         raise RequestError(f"The script {file} cannot be read: {error.strerror}.") from None
-    from mlinfra_sdk.namespace.imports import imports_of_source
+    from mlinfra_sdk.cli_runs import imports_of_script
     from mlinfra_sdk.session import Session
     from mlinfra_sdk.worker.script import run_script
 
@@ -340,7 +340,7 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> int:
         return start_script(request, file, source, arguments)
     session = Session(namespace={}, request=request, notebook=str(path))
     try:
-        session.need(imports_of_source(source))
+        session.need(imports_of_script(file, source))
         return session.call(run_script, file, str(path.absolute()), source, arguments)
     finally:
         # Not close(), which leaves a machine to a run that goes on: nobody would miss this one.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mlinfra_sdk.cli_runs import imports_of_script
 from mlinfra_sdk.comparison import Comparison, Plan, run
 from mlinfra_sdk.errors import RequestError
-from mlinfra_sdk.namespace.imports import imports_of_source
 from mlinfra_sdk.terminal import say
 
 _EXAMPLE = "Write such as: mlinfra compare train.py on=local,ssh:box repeat=3"
@@ -32,9 +32,8 @@ def dispatch(options: argparse.Namespace) -> int:
                 shown[target.target] = target.phase
                 say(f"{target.name}: {target.phase}")
 
-    comparison, _ = run(
-        plan, code, {}, look=look, notebook=options.file, imports=imports_of_source(source)
-    )
+    imports = imports_of_script(options.file, source)
+    comparison, _ = run(plan, code, {}, look=look, notebook=options.file, imports=imports)
     if options.json:
         print(comparison.to_json())
     elif options.csv:

@@ -50,13 +50,22 @@ def dispatch(options: argparse.Namespace) -> int:
     return 0
 
 
+def imports_of_script(file: str, source: bytes) -> set[str]:
+    """What a script imports. The modules beside it are found from now on, as they are by Python,
+    but behind all others: nothing of them is imported into this process."""
+    folder = str(Path(file).absolute().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return imports_of_source(source)
+
+
 def start_script(request: Request, file: str, source: bytes, arguments: list[str]) -> int:
     """Run a script on a machine and leave it there."""
     script = functools.partial(run_detached, file, str(Path(file).absolute()), source, arguments)
     code = f"script({', '.join(map(repr, [file, *arguments]))})"
     namespace = {"script": script}
     session = Session(namespace=namespace, request=request, notebook=file)
-    session.need(imports_of_source(source))
+    session.need(imports_of_script(file, source))
     handle = session.start(code, cell_names(code, namespace, code), count=0, label=request.name)
     assert session.machine is not None
     print(f"{file} runs on {session.machine.name} as {handle.name}.")

@@ -57,6 +57,14 @@ def test_a_script_runs_as_by_python(here: Place) -> None:
     here.wait_until_no_agent()
 
 
+def test_the_packages_of_modules_beside_a_script_are_there(here: Place) -> None:
+    (here.folder / "below").mkdir()
+    path = here.write("below/script.py", "import helper\nprint(helper.answer)")
+    here.write("below/helper.py", "import sortedcontainers\nanswer = sortedcontainers.__name__")
+    done = here.mlinfra("run", str(path), "isolate=true")
+    assert done.stdout == "sortedcontainers\n", done.stderr
+
+
 @pytest.mark.parametrize(
     "code",
     [
