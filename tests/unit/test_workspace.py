@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 from twins import Twins, contents, twins
 
-from mlinfra_sdk.errors import RequestError, StoreError, SyncError
+from mlinfra_sdk.errors import ChunkMissing, RequestError, StoreError, SyncError
 from mlinfra_sdk.sync import messages
 from mlinfra_sdk.sync.entries import CHUNK
 from mlinfra_sdk.sync.placing import Placer
+from mlinfra_sdk.sync.staging import Stager
 
 
 @pytest.fixture
@@ -301,6 +302,13 @@ def test_ignore_rules(pair: Twins) -> None:
     assert not (pair.here / ".git" / "hooks").exists()
 
 
+def test_rules_in_a_file_with_a_byte_order_mark(pair: Twins) -> None:
+    (pair.here / ".gitignore").write_bytes(b"\xef\xbb\xbfsecret.txt\n")
+    pair.write("secret.txt")
+    pair.sync()
+    assert sorted(contents(pair.there)) == [".gitignore"]
+
+
 def test_rules_that_change_delete_nothing(pair: Twins) -> None:
     pair.write("data/a", "1")
     pair.write("b", "1")
@@ -414,6 +422,68 @@ def test_a_file_that_appears_where_one_is_being_put(
     assert "was changed on both sides" in report.warnings[0]
     assert len(contents(pair.here)) == max(2, count) + 1
     assert not list(pair.folder.rglob(".mlinfra-tmp-*"))
+
+
+def test_two_processes_of_one_folder(pair: Twins) -> None:
+    """What one has brought to the machine is not taken for deleted there by the other."""
+    pair.write("a.txt", "a")
+    first = pair.workspace
+    first.sync()
+    pair.restart()
+    pair.write("typed.md", "by hand")
+    pair.write("made.csv", "there", there=True)
+    pair.sync()
+    assert first.sync().removed == []
+    assert (pair.here / "typed.md").read_text() == "by hand"
+    assert (pair.here / "made.csv").read_text() == "there"
+
+
+def test_a_file_that_is_written_to_while_it_comes_holds_nothing_up(
+    pair: Twins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair.sync()
+    log = pair.write("log.bin", there=True)
+    log.write_bytes(os.urandom(2 * CHUNK + 100))
+    pair.write("result.txt", "42", there=True)
+    pair.write("z.bin", there=True).write_bytes(os.urandom(3 * CHUNK))
+    download = pair.peer.download
+
+    def while_it_is_written(digests: list[bytes], *rest: Any) -> None:
+        log.write_bytes(os.urandom(2 * CHUNK + 100))
+        lost = []
+        for digest in digests:
+            try:
+                download([digest], *rest)
+            except ChunkMissing as error:
+                lost.append(error)
+        if lost:
+            raise lost[0]
+
+    pair.peer.download = while_it_is_written  # type: ignore[method-assign]
+    report = pair.sync()
+    assert "log.bin could not follow: it is being written" in report.warnings[0]
+    assert (pair.here / "result.txt").read_text() == "42"
+    assert (pair.here / "z.bin").exists() and not (pair.here / "log.bin").exists()
+    pair.peer.download = download  # type: ignore[method-assign]
+    pair.sync()
+    assert contents(pair.here) == contents(pair.there)
+
+
+def test_what_fails_again_is_said_again(pair: Twins, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = pair.write("big.bin")
+    read = Stager.read_chunk
+
+    def while_it_is_written(stager: Stager, digest: bytes, *, verify: bool = True) -> bytes:
+        file.write_bytes(os.urandom(2 * CHUNK))
+        return read(stager, digest, verify=verify)
+
+    for fails in (True, False, True):
+        file.write_bytes(os.urandom(2 * CHUNK))
+        with monkeypatch.context() as patch:
+            if fails:
+                patch.setattr(Stager, "read_chunk", while_it_is_written)
+            warnings = pair.sync().warnings
+        assert bool(warnings) == fails
 
 
 def test_the_size_guard_names_the_biggest(pair: Twins) -> None:

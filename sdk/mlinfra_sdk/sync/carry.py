@@ -35,6 +35,8 @@ _BATCH_FILES = 1000
 _UNDER_WAY = 3
 """Batches that are on their way to the machine at once: one fills the round trips of another."""
 
+_WRITTEN = "it is being written; it follows when it is at rest"
+
 Progress = Callable[[int, int], None]
 """Takes the bytes that are done, and those in all."""
 
@@ -112,8 +114,9 @@ class Carrier(Knowledge):
             self._left_over |= bool(problem)
             if problem == CHANGED:
                 fine = False
-            elif problem:
-                self._warn(report, f"{names.shown(change.path)} could not follow: {problem}.")
+            elif problem and self._failing.get(change.path) != problem:
+                self._failing[change.path] = problem
+                report.warnings.append(f"{names.shown(change.path)} could not follow: {problem}.")
         return fine
 
     def _send(
@@ -212,13 +215,14 @@ class Carrier(Knowledge):
         try:
             upload.move.wait(progress)
         except (ChunkMissing, ChunkCorrupt) as error:  # it is sent with the next sync
-            self._warn(report, error.message)
+            report.warnings.append(error.message)
             self._left_over = True
             return [it for it in upload.batch if it.entry is None or not it.entry.chunks]
         self._done += upload.move.total - told  # also if it was over before anybody waited for it
         return upload.batch
 
     def _came_there(self, change: Change, report: Report) -> None:
+        self._failing.pop(change.path, None)
         if change.entry is None:
             self._entries.pop(change.path, None)
             self._common(change.path, ABSENT)
@@ -281,10 +285,19 @@ class Carrier(Knowledge):
             advance(done - told)
             told = done
 
-        self._peer.download(staged.digests, progress)
+        try:
+            self._peer.download(staged.digests, progress)
+        except (ChunkMissing, ChunkCorrupt):  # of what was written to meanwhile; the rest is here
+            for number, want in zip(numbers, wants, strict=True):
+                change = batch[number]
+                assert change.entry is not None
+                needed = [change.entry.chunks[index] for index in want.pieces]
+                if self._store.missing(needed or [change.place.pack]):
+                    problems[number] = problems[number] or _WRITTEN
         return problems
 
     def _came_here(self, change: Change, report: Report) -> None:
+        self._failing.pop(change.path, None)
         if change.entry is None:
             self._common(change.path, ABSENT)
             report.removed.append(names.shown(change.path))

@@ -7,6 +7,7 @@ notebook's side: the machine is sent them, so that both sides mean the same.
 
 from __future__ import annotations
 
+import codecs
 import os
 import posixpath
 from collections.abc import Iterable
@@ -69,7 +70,7 @@ class Rules:
 
     def _spec(self, file: RuleFile) -> GitIgnoreSpec:
         patterns: list[str] = []
-        for line in os.fsdecode(file.text).splitlines():
+        for line in os.fsdecode(file.text.removeprefix(codecs.BOM_UTF8)).splitlines():
             try:
                 GitIgnoreSpec.from_lines([line])
             except Exception:  # whatever a regular expression made of it may raise

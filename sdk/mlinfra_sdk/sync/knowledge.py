@@ -136,6 +136,8 @@ class Knowledge:
         """What the user has been told and need not hear again."""
         self._quiet: object = None
         """By what one knows that nothing has changed since there was nothing to do."""
+        self._failing: dict[bytes, str] = {}
+        """Why paths could not follow, as the user was told."""
         self._left_over = False
         """Whether something of the plan could not be done."""
         self._done = self._total = 0
@@ -230,6 +232,9 @@ class Knowledge:
         with suppress(OSError, msgspec.MsgspecError):
             record = msgspec.msgpack.decode(self._record.read_bytes(), type=_Record)
             if (record.root, record.machine) == (str(self.root), self._machine):
+                if record.base != self._base:
+                    # Another process has gone on: what it has brought there is not gone from there.
+                    self.stale = True
                 self._base, self._base_saved = record.base, True
 
     def _save(self) -> None:
