@@ -88,6 +88,19 @@ def test_removals(pair: Twins) -> None:
     assert sorted(report.removed) == ["b", "d", "d/e", "d/f", "kept/g"]
 
 
+def test_a_package_that_is_renamed(pair: Twins) -> None:
+    """Python has left its bytecode in the old one, which would be imported as an empty package."""
+    pair.write("old/inner/module.py", "x = 1")
+    pair.write("other.txt")
+    pair.write("more.txt")
+    pair.sync()
+    pair.write("old/inner/__pycache__/module.cpython-311.pyc", there=True)
+    pair.write("old/__pycache__/__init__.cpython-311.pyc", there=True)
+    (pair.here / "old").rename(pair.here / "new")
+    assert pair.sync().warnings == []
+    assert contents(pair.here) == contents(pair.there)
+
+
 def test_most_files_are_not_deleted_without_being_told(pair: Twins) -> None:
     for number in range(30):
         pair.write(f"{number}.txt", str(number))

@@ -14,7 +14,7 @@ import secrets
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from . import names
@@ -168,11 +168,17 @@ class Root:
                 raise
 
     def remove(self, path: bytes) -> None:
-        """Remove a file, a link or an empty directory."""
+        """Remove a file, a link, or a directory with nothing in it but bytecode of Python's."""
         with self.parent(path) as (folder, name):
             status = os.stat(name, dir_fd=folder, follow_symlinks=False)
             if stat.S_ISDIR(status.st_mode):
-                os.rmdir(name, dir_fd=folder)
+                try:
+                    os.rmdir(name, dir_fd=folder)
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise
+                    _remove_bytecode(folder, name)
+                    os.rmdir(name, dir_fd=folder)
             else:
                 os.unlink(name, dir_fd=folder)
         self._release()  # it may be the directory that is held
@@ -188,6 +194,19 @@ class Root:
                 raise FileExistsError(errno.EEXIST, "a file of the new name exists")
             os.rename(name, new, src_dir_fd=folder, dst_dir_fd=folder)
         self._release()
+
+
+def _remove_bytecode(folder: int, name: bytes) -> None:
+    """Of a package whose source is gone; it would keep the package importable, though empty."""
+    with suppress(FileNotFoundError, NotADirectoryError), ExitStack() as stack:
+        for component in (name, b"__pycache__"):
+            outer, folder = folder, os.open(component, _DIRECTORY, dir_fd=folder)
+            stack.callback(os.close, folder)
+        names_there = os.listdir(folder)
+        if all(it.endswith(".pyc") for it in names_there):
+            for it in names_there:
+                os.unlink(it, dir_fd=folder)
+            os.rmdir(b"__pycache__", dir_fd=outer)
 
 
 def open_file(name: bytes, folder: int) -> int:
