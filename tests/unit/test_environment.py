@@ -345,9 +345,93 @@ def test_requirements_files(tmp_path: Path) -> None:
     stated = files.read(path)
     assert stated.requirements == ['pandas<4,>=2; python_version > "3"', "six"]
     assert stated.constraints == ["numpy<3"]
-    assert stated.projects == [tmp_path / "project"] * 2
+    assert stated.projects == [files.Project(tmp_path / "project")] * 2
     assert stated.indexes == ["https://index.test/simple"]
     assert stated.notes == ["requirements.txt: --prefer-binary is not passed to the machine."]
+
+
+def test_lines_are_read_as_pip_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", "t0k")
+    here = tmp_path / "my project"
+    here.mkdir()
+    (tmp_path / "base.txt").write_text("six\n", encoding="utf-8-sig")
+    path = tmp_path / "requirements.txt"
+    path.write_text(
+        "-rbase.txt\n"
+        "git+https://host.test/one.git@main\n"
+        "-e git+https://${TOKEN}@host.test/r.git@v1#egg=two&subdirectory=sub\n"
+        "https://host.test/three-1.0-py3-none-any.whl ; python_version > '3'\n"
+        "--editable=./my project[dev]\n./my project[a,b] ; python_version > '3'\n"
+        f"four[x] @ {here.as_uri()} ; python_version > '3'\n"
+        "five @ https://host.test/${NOT_SET}/five.zip\n"
+        "--extra-index-url https://${TOKEN}@index.test/simple\n",
+        encoding="utf-8-sig",
+    )
+    stated = files.read(path)
+    assert stated.requirements == [
+        "six",
+        "git+https://host.test/one.git@main",
+        "two @ git+https://t0k@host.test/r.git@v1#subdirectory=sub",
+        "https://host.test/three-1.0-py3-none-any.whl ; python_version > '3'",
+        "five @ https://host.test/${NOT_SET}/five.zip",
+    ]
+    assert stated.projects == [
+        files.Project(here, "[dev]"),
+        files.Project(here, "[a,b]", "python_version > '3'"),
+        files.Project(here, "[x]", 'python_version > "3"'),
+    ]
+    assert stated.indexes == ["https://t0k@index.test/simple"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "git+https://SECRET@host.test/r.git@main#egg=not!",
+        "-e git+https://SECRET@host.test/r.git#egg=not!",
+        "name at https://user:SECRET@host.test/r.whl",
+        "-r https://SECRET@host.test/base.txt",
+    ],
+)
+def test_errors_show_no_credentials_of_a_file(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "requirements.txt"
+    path.write_text(line)
+    with pytest.raises(RequestError, match=r"://host\.test/") as raised:
+        files.read(path)
+    assert "SECRET" not in str(raised.value)
+
+
+def draft_of(path: Path, text: str, platform: Platform = HERE) -> Draft:
+    path.write_text(text)
+    draft = Draft(platform)
+    draft.from_file(path, lambda note: None)
+    return draft
+
+
+@pytest.mark.parametrize("line", ["torch>=2.0", "Torch==2.5.1", "torchvision>=0.1", "transformers"])
+def test_builds_of_what_a_file_states_follow_the_accelerator(tmp_path: Path, line: str) -> None:
+    draft = draft_of(tmp_path / "requirements.txt", line, Platform(LINUX))
+    made, _ = draft.finish(ChunkStore(tmp_path / "store"), lambda text: None)
+    assert made.torch == "cpu"
+
+
+def test_projects_in_folders_of_one_name_are_all_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(project: Path, name: str, tell: object) -> Path:
+        wheel = tmp_path / f"{project.parent.name}_x-1.0-py3-none-any.whl"
+        wheel.write_text("")
+        return wheel
+
+    monkeypatch.setattr(wheels, "of_project", lambda *given: build(*given))
+    for name in "ab":
+        (tmp_path / name / "python").mkdir(parents=True)
+    draft = draft_of(tmp_path / "requirements.txt", "-e ./a/python[dev]\n-e ./b/python\n")
+    made, _ = draft.finish(ChunkStore(tmp_path / "store"), lambda text: None)
+    assert {
+        "a-x[dev] @ {wheels}/a_x-1.0-py3-none-any.whl",
+        "b-x @ {wheels}/b_x-1.0-py3-none-any.whl",
+    } <= set(made.requirements)
+    assert len(made.wheels) == 3
 
 
 def test_pyproject_files(tmp_path: Path) -> None:
@@ -369,14 +453,16 @@ def test_conda_files_give_their_pip_part_and_say_so(tmp_path: Path) -> None:
     minor = f"{sys.version_info[0]}.{sys.version_info[1]}"
     path = tmp_path / "environment.yml"
     path.write_text(
-        f"dependencies:\n- python={minor}\n- pip\n- gdal=3.8\n- numpy\n- pip:\n  - six==1.17.0\n"
+        f"dependencies:\n- python={minor}.99=h955ad1f_0\n- pip>=20\n- python-dateutil=2.8\n"
+        f"- pip-tools\n- conda-forge::python {minor}\n- pip:\n  - six==1.17.0\n"
     )
     stated = files.read(path)
     assert stated.requirements == ["six==1.17.0"]
-    assert "not gdal=3.8, numpy" in stated.notes[0]
-    path.write_text("dependencies:\n- python=2.7\n")
-    with pytest.raises(RequestError, match="is for Python"):
-        files.read(path)
+    assert "not python-dateutil=2.8, pip-tools" in stated.notes[0]
+    for line in ("python=2.7", "python 2.7", "python=2.7.*", "conda-forge::python=2.7", "python<3"):
+        path.write_text(f"dependencies:\n- {line}\n")
+        with pytest.raises(RequestError, match="is for Python"):
+            files.read(path)
 
 
 @pytest.mark.parametrize(
@@ -386,6 +472,8 @@ def test_conda_files_give_their_pip_part_and_say_so(tmp_path: Path) -> None:
         ("setup.cfg", "", "is of no kind that is known"),
         ("requirements.txt", "not a requirement !!\n", "which is no requirement"),
         ("requirements.txt", "-r missing.txt\n", "names missing.txt"),
+        ("requirements.txt", "./missing[dev]\n", "asks for ./missing, which is not there"),
+        ("requirements.txt", "git+file:///missing\n", "which the machine cannot reach"),
         ("pyproject.toml", "[", "is not valid TOML"),
         ("environment.yml", "a: [", "is not valid YAML"),
         ("environment.yml", "name: x\n", "has no list of dependencies"),
@@ -399,3 +487,10 @@ def test_files_that_cannot_be_used(
         (tmp_path / name).write_text(text)
     with pytest.raises(RequestError, match=complaint):
         files.read(tmp_path / name)
+
+
+def test_files_in_other_encodings_are_explained(tmp_path: Path) -> None:
+    path = tmp_path / "requirements.txt"
+    path.write_text("six\n", encoding="utf-16")
+    with pytest.raises(RequestError, match="is not text in UTF-8"):
+        files.read(path)

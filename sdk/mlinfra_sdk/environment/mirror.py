@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
-from packaging.utils import canonicalize_name
 
 from mlinfra_sdk.environment import builds, files, wheels
 from mlinfra_sdk.environment.imports import is_standard
@@ -23,6 +22,7 @@ from mlinfra_sdk.errors import (
     EnvironmentFailed,
     IndexUnreachable,
     PackageUnavailable,
+    RequestError,
 )
 from mlinfra_sdk.frontend import Frontend
 from mlinfra_sdk.machines.client import AgentClient
@@ -245,6 +245,8 @@ class Draft:
         self._recipe = Recipe(python, overrides=[_NEVER])
         self._pins: dict[str, Pin] = {}
         self._projects: dict[str, Path] = {}
+        self._stated: list[files.Project] = []
+        self._torch = ""
 
     def mirror(self, roots: dict[str, str]) -> None:
         """All that the roots need, at the versions that are installed here."""
@@ -254,6 +256,8 @@ class Draft:
                 for other in optional(name, self._markers):
                     roots.setdefault(other, f"{name} uses it where it is installed")
         self._pins = closure(roots, self._markers)
+        if builds.TORCH in self._pins:
+            self._torch = builds.torch_backend(self._platform)
         for pin in sorted(self._pins.values(), key=lambda pin: pin.name):
             extras = sorted(pin.extras.union(builds.extras(pin.name, self._platform)))
             suffix = f"[{','.join(extras)}]" if extras else ""
@@ -279,9 +283,11 @@ class Draft:
             note(text)
         self._recipe.requirements.extend(stated.requirements)
         self._recipe.constraints.extend(stated.constraints)
-        for project in stated.projects:
-            self._projects[project.name] = project
+        self._stated = stated.projects
+        # PyTorch may come with any package; where it does not, this has no effect.
+        self._torch = builds.torch_backend(self._platform)
         self._projects[_SDK] = wheels.of_the_sdk()
+        self._recipe.requirements.append(f"{_SDK} @ {_SDK}")  # known when its wheel is
         # Objects are pickled by it on both sides.
         pickler = closure({"cloudpickle": "every kernel needs it"}, self._markers)
         self._pins = pickler
@@ -294,21 +300,27 @@ class Draft:
         }
         urls = {name: f"{WHEELS}/{path.name}" for name, path in paths.items()}
         requirements = {_with_url(line, urls) for line in self._recipe.requirements}
-        for name, path in paths.items():
-            if name not in self._pins:  # of a file
-                project = canonicalize_name(path.name.partition("-")[0])
-                requirements.add(f"{project} @ {urls[name]}")
+        by_file = {path.name: path for path in paths.values()}
+        for stated in self._stated:
+            path = wheels.of_project(stated.path, stated.path.name, tell)
+            requirements.add(stated.requirement(path.name, f"{WHEELS}/{path.name}"))
+            # The SDK that runs here is the one that fits.
+            if by_file.setdefault(path.name, path) != path and path.name != paths[_SDK].name:
+                raise RequestError(
+                    f"Two projects that env= states are both {path.name}, one of them "
+                    f"{stated.path}.",
+                    hint="Leave one of them out.",
+                )
         overrides = {_with_url(line, urls) for line in self._recipe.overrides}
-        packages = {line.partition("==")[0].partition("[")[0] for line in requirements | overrides}
         return (
             msgspec.structs.replace(
                 self._recipe,
                 requirements=sorted(requirements),
                 overrides=sorted(overrides),
-                wheels=[wheels.shipped(paths[name], store) for name in sorted(paths)],
-                torch=builds.torch_backend(self._platform) if builds.TORCH in packages else "",
+                wheels=[wheels.shipped(by_file[file], store) for file in sorted(by_file)],
+                torch=self._torch,
             ),
-            list(paths.values()),
+            list(by_file.values()),
         )
 
     def explained(self, error: EnvironmentFailed) -> EnvironmentFailed:
