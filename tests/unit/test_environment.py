@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import sys
 import textwrap
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from types import ModuleType
+from typing import Any, cast
 
 import pytest
 
 from mlinfra_sdk.environment import builds, files, wheels
-from mlinfra_sdk.environment.indexes import configured_indexes
+from mlinfra_sdk.environment.indexes import configured_indexes, travelling
 from mlinfra_sdk.environment.installed import Sources, closure, optional
-from mlinfra_sdk.environment.mirror import Draft
-from mlinfra_sdk.errors import EnvironmentFailed, IndexUnreachable, RequestError
+from mlinfra_sdk.environment.mirror import Draft, Packages
+from mlinfra_sdk.errors import EnvironmentFailed, IndexUnreachable, PackageUnavailable, RequestError
 from mlinfra_sdk.machines.portal import portal
 from mlinfra_sdk.namespace.analysis import cell_names
 from mlinfra_sdk.namespace.imports import imports_of, modules_of
 from mlinfra_sdk.objects.store import ChunkStore
+from mlinfra_sdk.worker import messages as m
 from mlinfra_sdk.worker.recipe import Platform, Recipe
 from mlinfra_sdk.worker.uv import redacted, run_uv
 from mlinfra_sdk.worker.versions import platform_here
@@ -414,6 +418,62 @@ def test_builds_of_what_a_file_states_follow_the_accelerator(tmp_path: Path, lin
     assert made.torch == "cpu"
 
 
+def test_indexes_of_a_file_are_asked(tmp_path: Path) -> None:
+    path, store = tmp_path / "requirements.txt", ChunkStore(tmp_path / "store")
+    plain = draft_of(path, "torch\n", Platform(LINUX))
+    draft = draft_of(path, "--index-url https://user:old@a.test/simple\ntorch\n", Platform(LINUX))
+    assert draft.indexes == ["https://user:old@a.test/simple"]
+    assert travelling(draft.indexes) == []
+    assert travelling(draft.indexes, credentials=True) == draft.indexes
+    made, _ = draft.finish(store, lambda text: None)
+    assert made == plain.finish(store, lambda text: None)[0]
+    assert draft.key(made) != plain.key(made) == made.key
+    renewed = draft_of(path, path.read_text().replace("old", "new"), Platform(LINUX))
+    assert renewed.key(made) == draft.key(made)
+    build = "--extra-index-url https://download.pytorch.org/whl/cu124\ntorch\n"
+    draft = draft_of(path, build, Platform(LINUX, [], "12.8"))
+    assert draft.finish(store, lambda text: None)[0].torch == "cu124" and draft.indexes == []
+    assert draft_of(path, build, Platform(MAC)).finish(store, lambda text: None)[0].torch == ""
+
+
+def test_indexes_of_a_file_travel_by_the_rule_for_credentials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine is asked with those that may travel; what is fetched here is with all."""
+    for name in ("UV_INDEX", "UV_EXTRA_INDEX_URL", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    path = tmp_path / "requirements.txt"
+    path.write_text("-i https://t@a.test/s\n--extra-index-url https://b.test/s\nsix\n")
+    asked: list[list[str]] = []
+
+    class Machine:
+        closed = None
+        next_id = itertools.count().__next__
+
+        def ask(self, message: object, kind: object) -> Platform:
+            return HERE
+
+        def send(self, message: m.Prepare | m.GiveUp) -> Future[object]:
+            if isinstance(message, m.Prepare):
+                asked.append(message.indexes)
+            answer: Future[object] = Future()
+            answer.set_exception(PackageUnavailable("six was not found"))
+            return answer
+
+        def __getattr__(self, name: str) -> Callable[..., None]:
+            return lambda *given: None
+
+    def fetch(*given: Any) -> None:
+        asked.append(given[4])
+        raise EnvironmentFailed("nor here")
+
+    monkeypatch.setattr(wheels, "fetch", fetch)
+    packages = Packages(ChunkStore(tmp_path / "store"), str(path))
+    with pytest.raises(PackageUnavailable):
+        packages.renew(cast(Any, Machine()), [], cast(Any, Machine()))
+    assert asked == [["https://b.test/s"], ["https://t@a.test/s", "https://b.test/s"]]
+
+
 def test_projects_in_folders_of_one_name_are_all_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -447,6 +507,53 @@ def test_pyproject_files(tmp_path: Path) -> None:
     path.write_text('[project]\ndynamic = ["dependencies"]\n')
     with pytest.raises(RequestError, match="dynamic"):
         files.read(path)
+
+
+def test_indexes_of_a_lock_file_are_asked(tmp_path: Path) -> None:
+    packages = {"one": "https://own.test/s", "two": "https://pypi.org/simple"}
+    dependencies = ", ".join(f'{{ name = "{name}" }}' for name in packages)
+    (tmp_path / "pyproject.toml").write_text(
+        '[project]\nname = "x"\nversion = "1"\ndependencies = ["one", "two"]\n'
+    )
+    (tmp_path / "uv.lock").write_text(
+        'version = 1\nrequires-python = ">=3.10"\n'
+        '[[package]]\nname = "x"\nversion = "1"\nsource = { virtual = "." }\n'
+        f"dependencies = [{dependencies}]\n"
+        + "".join(
+            f'[[package]]\nname = "{name}"\nversion = "1.0"\nsource = {{ registry = "{index}" }}\n'
+            f'sdist = {{ url = "{index}/{name}-1.0.tar.gz", hash = "sha256:{"0" * 64}" }}\n'
+            for name, index in packages.items()
+        )
+    )
+    stated = files.read(tmp_path / "uv.lock")
+    assert stated.requirements == ["one==1.0", "two==1.0"]
+    assert stated.indexes == ["https://own.test/s"]
+
+
+def test_sources_of_uv_decide_where_a_dependency_is_from(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    path = tmp_path / "pyproject.toml"
+    head = '[project]\nname = "x"\ndependencies = ["My_Lib[a]>=1", "six"]\n'
+    indexes = (
+        '[[tool.uv.index]]\nname = "own"\nurl = "https://own.test/s"\nexplicit = true\n'
+        '[[tool.uv.index]]\nurl = "https://all.test/s"\n'
+    )
+
+    def stated(source: str) -> files.Stated:
+        path.write_text(f"{head}{indexes}[tool.uv.sources]\nmy-lib = {source}\n")
+        return files.read(path)
+
+    local = stated('{ path = "mine", editable = true }')
+    assert local.projects == [files.Project(tmp_path / "mine", "[a]")]
+    assert local.requirements == ["six"] and local.indexes == ["https://all.test/s"]
+    git = stated('{ git = "https://h.test/r.git", tag = "v1", subdirectory = "p" }')
+    assert git.requirements[0] == "My_Lib[a] @ git+https://h.test/r.git@v1#subdirectory=p"
+    own = stated('{ index = "own" }')
+    assert own.requirements[0] == "My_Lib[a]>=1"
+    assert own.indexes == ["https://own.test/s", "https://all.test/s"]
+    for source in ("{ workspace = true }", '[{ path = "mine", marker = "a" }]'):
+        with pytest.raises(RequestError, match=r"takes My_Lib from a place in \[tool.uv.sources"):
+            stated(source)
 
 
 def test_conda_files_give_their_pip_part_and_say_so(tmp_path: Path) -> None:

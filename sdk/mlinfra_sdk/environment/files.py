@@ -32,6 +32,8 @@ else:
 _OPTION = re.compile(r"(--[a-z][a-z-]*|-[a-zA-Z])\s*=?\s*(.*)")
 _URL = re.compile(r"[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
 _LOCAL_URL = re.compile(r"([a-z]+\+)?file:", re.IGNORECASE)
+_PYPI = "https://pypi.org/simple"
+_ANY = SpecifierSet()
 _VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)\}")
 
 
@@ -228,10 +230,45 @@ def _read_pyproject(path: Path, text: str) -> Stated:
         raise RequestError(
             f"The dependencies in {path} are dynamic.", hint="Export a requirements.txt."
         )
+    uv = table.get("tool", {}).get("uv", {})
+    sources = {canonicalize_name(name): it for name, it in uv.get("sources", {}).items()}
+    indexes = [it for it in uv.get("index", ()) if "url" in it]
+    named = {it["name"]: str(it["url"]) for it in indexes if "name" in it}
     stated = Stated()
-    for line in project.get("dependencies", ()):
-        _require(str(line), path, stated, stated.requirements)
+    for line in map(str, project.get("dependencies", ())):
+        requirement = _parsed(line, path)
+        source = sources.get(canonicalize_name(requirement.name))
+        if isinstance(source, dict) and source.keys() == {"index"} and source["index"] in named:
+            stated.indexes.append(named[source["index"]])
+        elif source is not None:
+            requirement.url, requirement.specifier = _source(requirement, source, path), _ANY
+            line = str(requirement)
+        _require(line, path, stated, stated.requirements)
+    # An index that one package has to come from is asked before the others.
+    stated.indexes += [str(it["url"]) for it in indexes if not it.get("explicit")]
+    stated.indexes = list(dict.fromkeys(stated.indexes))
     return stated
+
+
+def _source(requirement: Requirement, source: Any, path: Path) -> str:
+    """The URL that a table of ``[tool.uv.sources]`` stands for."""
+    match source:
+        case {"path": place, **rest} if rest.keys() <= {"editable"}:
+            return (path.parent / str(place)).resolve().as_uri()
+        case {"git": url, **rest} if rest.keys() <= {"rev", "tag", "branch", "subdirectory"}:
+            version = next((rest[it] for it in ("rev", "tag", "branch") if it in rest), "")
+            folder = rest.get("subdirectory", "")
+            return (
+                f"git+{str(url).removeprefix('git+')}"
+                + (f"@{version}" if version else "")
+                + (f"#subdirectory={folder}" if folder else "")
+            )
+        case {"url": url, **rest} if not rest:
+            return str(url)
+    raise RequestError(
+        f"{path} takes {requirement.name} from a place in [tool.uv.sources] that is not read here.",
+        hint="Give the uv.lock beside it: `uv lock` makes it.",
+    )
 
 
 def _require_python(specifier: str, path: Path) -> None:
@@ -250,9 +287,10 @@ def _require_python(specifier: str, path: Path) -> None:
 
 def _read_lock(path: Path, text: str) -> Stated:
     try:
-        _require_python(str(tomllib.loads(text).get("requires-python", "")), path)
+        table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise RequestError(f"{path} is not valid TOML: {error}.") from None
+    _require_python(str(table.get("requires-python", "")), path)
     arguments = ["export", "--frozen", "--no-dev", "--no-hashes", "--no-header", "--no-annotate"]
     exported = portal().call(
         run_uv(
@@ -261,7 +299,10 @@ def _read_lock(path: Path, text: str) -> Stated:
             tell=lambda text: None,
         )
     )
-    return _read_requirements(path, exported)
+    stated = _read_requirements(path, exported)
+    registries = [it.get("source", {}).get("registry", "") for it in table.get("package", ())]
+    stated.indexes = [it for it in dict.fromkeys(registries) if it and it != _PYPI]
+    return stated
 
 
 def _read_conda(path: Path, text: str) -> Stated:

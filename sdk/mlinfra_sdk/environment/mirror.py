@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
+from blake3 import blake3
 
 from mlinfra_sdk.environment import builds, files, wheels
 from mlinfra_sdk.environment.imports import is_standard
-from mlinfra_sdk.environment.indexes import configured_indexes
+from mlinfra_sdk.environment.indexes import configured_indexes, travelling
 from mlinfra_sdk.environment.installed import Pin, Sources, closure, optional
 from mlinfra_sdk.errors import (
     EnvironmentConflict,
@@ -30,6 +31,7 @@ from mlinfra_sdk.objects.store import ChunkStore
 from mlinfra_sdk.worker import messages as m
 from mlinfra_sdk.worker.recipe import WHEELS, Platform, Prepared, Recipe
 from mlinfra_sdk.worker.records import Record
+from mlinfra_sdk.worker.uv import redacted
 
 MIRROR, NONE = "mirror", "none"
 _SDK = "mlinfra-sdk"
@@ -59,6 +61,8 @@ class Packages:
         self._platform: Platform | None = None
         self._seen: set[str] = set()
         self._roots: dict[str, str] = {}
+        self._indexes: list[str] = []
+        """Those that the file names, with the credentials in their URLs."""
 
     @property
     def active(self) -> bool:
@@ -150,13 +154,15 @@ class Packages:
             draft.mirror(self._roots)
         else:
             draft.from_file(Path(self.mode), frontend.note)
+        self._indexes = draft.indexes
         recipe, local = draft.finish(self._store, tell)
+        key = draft.key(recipe)
         try:
             try:
-                prepared = self._ask(client, frontend, recipe, local, recipe.key, onto)
+                prepared = self._ask(client, frontend, recipe, local, key, onto)
             except PackageUnavailable as error:
                 have = self._installed if onto else {}
-                prepared = self._ship(client, frontend, recipe, local, error, have, onto)
+                prepared = self._ship(client, frontend, recipe, local, error, have, key, onto)
         except EnvironmentConflict:
             raise
         except EnvironmentFailed as error:
@@ -173,6 +179,7 @@ class Packages:
         local: list[Path],
         error: PackageUnavailable,
         have: Iterable[str],
+        key: str,
         onto: str,
     ) -> Prepared:
         """The machine cannot get what it needs: get it here and send it."""
@@ -183,7 +190,7 @@ class Packages:
                 local,
                 self._platform,
                 have,
-                configured_indexes(credentials=True),
+                [*self._indexes, *configured_indexes(credentials=True)],
                 frontend.detail,
             )
         except EnvironmentFailed as here:
@@ -193,7 +200,7 @@ class Packages:
         frontend.detail("sending wheels")
         sent = [wheels.shipped(path, self._store) for path in paths]
         shipped = msgspec.structs.replace(shipped, wheels=sent)
-        return self._ask(client, frontend, shipped, paths, recipe.key, onto)
+        return self._ask(client, frontend, shipped, paths, key, onto)
 
     def _ask(
         self,
@@ -212,7 +219,8 @@ class Packages:
             news.put(msgspec.json.decode(record.content)["text"])
 
         client.listen(name, take)
-        indexes = configured_indexes(credentials=self.credentials)
+        indexes = travelling(self._indexes, credentials=self.credentials)
+        indexes += configured_indexes(credentials=self.credentials)
         request = m.Prepare(client.next_id(), name, recipe, key, onto, indexes)
         future = client.send(request)
         try:
@@ -247,6 +255,8 @@ class Draft:
         self._projects: dict[str, Path] = {}
         self._stated: list[files.Project] = []
         self._torch = ""
+        self.indexes: list[str] = []
+        """Indexes that a file names, with the credentials in their URLs."""
 
     def mirror(self, roots: dict[str, str]) -> None:
         """All that the roots need, at the versions that are installed here."""
@@ -286,6 +296,12 @@ class Draft:
         self._stated = stated.projects
         # PyTorch may come with any package; where it does not, this has no effect.
         self._torch = builds.torch_backend(self._platform)
+        # As an index, one of PyTorch's would hide other packages: uv takes each package from the
+        # first index that has it. That of the CPU's build is often there for macOS beside another.
+        stated_builds = [it for it in map(builds.torch_build, stated.indexes) if it]
+        if self._torch and stated_builds:
+            self._torch = next((it for it in stated_builds if it != "cpu"), "cpu")
+        self.indexes = [it for it in stated.indexes if not builds.torch_build(it)]
         self._projects[_SDK] = wheels.of_the_sdk()
         self._recipe.requirements.append(f"{_SDK} @ {_SDK}")  # known when its wheel is
         # Objects are pickled by it on both sides.
@@ -322,6 +338,12 @@ class Draft:
             ),
             list(by_file.values()),
         )
+
+    def key(self, recipe: Recipe) -> str:
+        """Names the environment: other indexes may have other packages of the same version."""
+        if not self.indexes:
+            return recipe.key
+        return blake3(redacted(f"{recipe.key} {' '.join(self.indexes)}").encode()).hexdigest()[:32]
 
     def explained(self, error: EnvironmentFailed) -> EnvironmentFailed:
         """An error of uv with who asks for the packages that it names."""
