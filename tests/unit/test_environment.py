@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import itertools
 import json
 import os
 import sys
@@ -11,22 +12,25 @@ import textwrap
 import threading
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
+from typing import Any, cast
 
 import pytest
 
 from mlinfra_sdk.environment import builds, files, wheels
-from mlinfra_sdk.environment.indexes import configured_indexes
+from mlinfra_sdk.environment.indexes import configured_indexes, travelling
 from mlinfra_sdk.environment.installed import Sources, closure, optional
-from mlinfra_sdk.environment.mirror import Draft
-from mlinfra_sdk.errors import EnvironmentFailed, IndexUnreachable, RequestError
+from mlinfra_sdk.environment.mirror import Draft, Packages
+from mlinfra_sdk.errors import EnvironmentFailed, IndexUnreachable, PackageUnavailable, RequestError
 from mlinfra_sdk.machines.portal import portal
 from mlinfra_sdk.namespace.analysis import cell_names
 from mlinfra_sdk.namespace.imports import imports_of, modules_of
 from mlinfra_sdk.objects.store import ChunkStore
+from mlinfra_sdk.worker import messages as m
 from mlinfra_sdk.worker.recipe import Platform, Recipe
 from mlinfra_sdk.worker.uv import redacted, run_uv
 from mlinfra_sdk.worker.versions import platform_here
@@ -321,6 +325,7 @@ def test_errors_say_who_asks(install: Install, tmp_path: Path) -> None:
 def test_credentials_are_not_shown_and_stay_here(monkeypatch: pytest.MonkeyPatch) -> None:
     said = "Failed to fetch: https://user:secret@host.test/simple/ and https://token@other.test"
     assert redacted(said) == "Failed to fetch: https://host.test/simple/ and https://other.test"
+    assert redacted("of git+https://user:p@ss@host.test/x") == "of git+https://host.test/x"
     for name in ("UV_INDEX_URL", "UV_DEFAULT_INDEX", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
@@ -396,9 +401,149 @@ def test_requirements_files(tmp_path: Path) -> None:
     stated = files.read(path)
     assert stated.requirements == ['pandas<4,>=2; python_version > "3"', "six"]
     assert stated.constraints == ["numpy<3"]
-    assert stated.projects == [tmp_path / "project"] * 2
+    assert stated.projects == [files.Project(tmp_path / "project")] * 2
     assert stated.indexes == ["https://index.test/simple"]
     assert stated.notes == ["requirements.txt: --prefer-binary is not passed to the machine."]
+
+
+def test_lines_are_read_as_pip_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", "t0k")
+    here = tmp_path / "my project"
+    here.mkdir()
+    (tmp_path / "base.txt").write_text("six\n", encoding="utf-8-sig")
+    path = tmp_path / "requirements.txt"
+    path.write_text(
+        "-rbase.txt\n"
+        "git+https://host.test/one.git@main\n"
+        "-e git+https://${TOKEN}@host.test/r.git@v1#egg=two&subdirectory=sub\n"
+        "https://host.test/three-1.0-py3-none-any.whl ; python_version > '3'\n"
+        "--editable=./my project[dev]\n./my project[a,b] ; python_version > '3'\n"
+        f"four[x] @ {here.as_uri()} ; python_version > '3'\n"
+        "five @ https://host.test/${NOT_SET}/five.zip\n"
+        "--extra-index-url https://${TOKEN}@index.test/simple\n",
+        encoding="utf-8-sig",
+    )
+    stated = files.read(path)
+    assert stated.requirements == [
+        "six",
+        "git+https://host.test/one.git@main",
+        "two @ git+https://t0k@host.test/r.git@v1#subdirectory=sub",
+        "https://host.test/three-1.0-py3-none-any.whl ; python_version > '3'",
+        "five @ https://host.test/${NOT_SET}/five.zip",
+    ]
+    assert stated.projects == [
+        files.Project(here, "[dev]"),
+        files.Project(here, "[a,b]", "python_version > '3'"),
+        files.Project(here, "[x]", 'python_version > "3"'),
+    ]
+    assert stated.indexes == ["https://t0k@index.test/simple"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "git+https://SECRET@host.test/r.git@main#egg=not!",
+        "-e git+https://SECRET@host.test/r.git#egg=not!",
+        "name at https://user:SECRET@host.test/r.whl",
+        "-r https://SECRET@host.test/base.txt",
+    ],
+)
+def test_errors_show_no_credentials_of_a_file(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "requirements.txt"
+    path.write_text(line)
+    with pytest.raises(RequestError, match=r"://host\.test/") as raised:
+        files.read(path)
+    assert "SECRET" not in str(raised.value)
+
+
+def draft_of(path: Path, text: str, platform: Platform = HERE) -> Draft:
+    path.write_text(text)
+    draft = Draft(platform)
+    draft.from_file(path, lambda note: None)
+    return draft
+
+
+@pytest.mark.parametrize("line", ["torch>=2.0", "Torch==2.5.1", "torchvision>=0.1", "transformers"])
+def test_builds_of_what_a_file_states_follow_the_accelerator(tmp_path: Path, line: str) -> None:
+    draft = draft_of(tmp_path / "requirements.txt", line, Platform(LINUX))
+    made, _ = draft.finish(ChunkStore(tmp_path / "store"), lambda text: None)
+    assert made.torch == "cpu"
+
+
+def test_indexes_of_a_file_are_asked(tmp_path: Path) -> None:
+    path, store = tmp_path / "requirements.txt", ChunkStore(tmp_path / "store")
+    plain = draft_of(path, "torch\n", Platform(LINUX))
+    draft = draft_of(path, "--index-url https://user:old@a.test/simple\ntorch\n", Platform(LINUX))
+    assert draft.indexes == ["https://user:old@a.test/simple"]
+    assert travelling(draft.indexes) == []
+    assert travelling(draft.indexes, credentials=True) == draft.indexes
+    made, _ = draft.finish(store, lambda text: None)
+    assert made == plain.finish(store, lambda text: None)[0]
+    assert draft.key(made) != plain.key(made) == made.key
+    renewed = draft_of(path, path.read_text().replace("old", "new"), Platform(LINUX))
+    assert renewed.key(made) == draft.key(made)
+    build = "--extra-index-url https://download.pytorch.org/whl/cu124\ntorch\n"
+    draft = draft_of(path, build, Platform(LINUX, [], "12.8"))
+    assert draft.finish(store, lambda text: None)[0].torch == "cu124" and draft.indexes == []
+    assert draft_of(path, build, Platform(MAC)).finish(store, lambda text: None)[0].torch == ""
+
+
+def test_indexes_of_a_file_travel_by_the_rule_for_credentials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine is asked with those that may travel; what is fetched here is with all."""
+    for name in ("UV_INDEX", "UV_EXTRA_INDEX_URL", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    path = tmp_path / "requirements.txt"
+    path.write_text("-i https://t@a.test/s\n--extra-index-url https://b.test/s\nsix\n")
+    asked: list[list[str]] = []
+
+    class Machine:
+        closed = None
+        next_id = itertools.count().__next__
+
+        def ask(self, message: object, kind: object) -> Platform:
+            return HERE
+
+        def send(self, message: m.Prepare | m.GiveUp) -> Future[object]:
+            if isinstance(message, m.Prepare):
+                asked.append(message.indexes)
+            answer: Future[object] = Future()
+            answer.set_exception(PackageUnavailable("six was not found"))
+            return answer
+
+        def __getattr__(self, name: str) -> Callable[..., None]:
+            return lambda *given: None
+
+    def fetch(*given: Any) -> None:
+        asked.append(given[4])
+        raise EnvironmentFailed("nor here")
+
+    monkeypatch.setattr(wheels, "fetch", fetch)
+    packages = Packages(ChunkStore(tmp_path / "store"), str(path))
+    with pytest.raises(PackageUnavailable):
+        packages.renew(cast(Any, Machine()), [], cast(Any, Machine()))
+    assert asked == [["https://b.test/s"], ["https://t@a.test/s", "https://b.test/s"]]
+
+
+def test_projects_in_folders_of_one_name_are_all_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(project: Path, name: str, tell: object) -> Path:
+        wheel = tmp_path / f"{project.parent.name}_x-1.0-py3-none-any.whl"
+        wheel.write_text("")
+        return wheel
+
+    monkeypatch.setattr(wheels, "of_project", lambda *given: build(*given))
+    for name in "ab":
+        (tmp_path / name / "python").mkdir(parents=True)
+    draft = draft_of(tmp_path / "requirements.txt", "-e ./a/python[dev]\n-e ./b/python\n")
+    made, _ = draft.finish(ChunkStore(tmp_path / "store"), lambda text: None)
+    assert {
+        "a-x[dev] @ {wheels}/a_x-1.0-py3-none-any.whl",
+        "b-x @ {wheels}/b_x-1.0-py3-none-any.whl",
+    } <= set(made.requirements)
+    assert len(made.wheels) == 3
 
 
 def test_pyproject_files(tmp_path: Path) -> None:
@@ -416,18 +561,67 @@ def test_pyproject_files(tmp_path: Path) -> None:
         files.read(path)
 
 
+def test_indexes_of_a_lock_file_are_asked(tmp_path: Path) -> None:
+    packages = {"one": "https://own.test/s", "two": "https://pypi.org/simple"}
+    dependencies = ", ".join(f'{{ name = "{name}" }}' for name in packages)
+    (tmp_path / "pyproject.toml").write_text(
+        '[project]\nname = "x"\nversion = "1"\ndependencies = ["one", "two"]\n'
+    )
+    (tmp_path / "uv.lock").write_text(
+        'version = 1\nrequires-python = ">=3.10"\n'
+        '[[package]]\nname = "x"\nversion = "1"\nsource = { virtual = "." }\n'
+        f"dependencies = [{dependencies}]\n"
+        + "".join(
+            f'[[package]]\nname = "{name}"\nversion = "1.0"\nsource = {{ registry = "{index}" }}\n'
+            f'sdist = {{ url = "{index}/{name}-1.0.tar.gz", hash = "sha256:{"0" * 64}" }}\n'
+            for name, index in packages.items()
+        )
+    )
+    stated = files.read(tmp_path / "uv.lock")
+    assert stated.requirements == ["one==1.0", "two==1.0"]
+    assert stated.indexes == ["https://own.test/s"]
+
+
+def test_sources_of_uv_decide_where_a_dependency_is_from(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    path = tmp_path / "pyproject.toml"
+    head = '[project]\nname = "x"\ndependencies = ["My_Lib[a]>=1", "six"]\n'
+    indexes = (
+        '[[tool.uv.index]]\nname = "own"\nurl = "https://own.test/s"\nexplicit = true\n'
+        '[[tool.uv.index]]\nurl = "https://all.test/s"\n'
+    )
+
+    def stated(source: str) -> files.Stated:
+        path.write_text(f"{head}{indexes}[tool.uv.sources]\nmy-lib = {source}\n")
+        return files.read(path)
+
+    local = stated('{ path = "mine", editable = true }')
+    assert local.projects == [files.Project(tmp_path / "mine", "[a]")]
+    assert local.requirements == ["six"] and local.indexes == ["https://all.test/s"]
+    git = stated('{ git = "https://h.test/r.git", tag = "v1", subdirectory = "p" }')
+    assert git.requirements[0] == "My_Lib[a] @ git+https://h.test/r.git@v1#subdirectory=p"
+    own = stated('{ index = "own" }')
+    assert own.requirements[0] == "My_Lib[a]>=1"
+    assert own.indexes == ["https://own.test/s", "https://all.test/s"]
+    for source in ("{ workspace = true }", '[{ path = "mine", marker = "a" }]'):
+        with pytest.raises(RequestError, match=r"takes My_Lib from a place in \[tool.uv.sources"):
+            stated(source)
+
+
 def test_conda_files_give_their_pip_part_and_say_so(tmp_path: Path) -> None:
     minor = f"{sys.version_info[0]}.{sys.version_info[1]}"
     path = tmp_path / "environment.yml"
     path.write_text(
-        f"dependencies:\n- python={minor}\n- pip\n- gdal=3.8\n- numpy\n- pip:\n  - six==1.17.0\n"
+        f"dependencies:\n- python={minor}.99=h955ad1f_0\n- pip>=20\n- python-dateutil=2.8\n"
+        f"- pip-tools\n- conda-forge::python {minor}\n- pip:\n  - six==1.17.0\n"
     )
     stated = files.read(path)
     assert stated.requirements == ["six==1.17.0"]
-    assert "not gdal=3.8, numpy" in stated.notes[0]
-    path.write_text("dependencies:\n- python=2.7\n")
-    with pytest.raises(RequestError, match="is for Python"):
-        files.read(path)
+    assert "not python-dateutil=2.8, pip-tools" in stated.notes[0]
+    for line in ("python=2.7", "python 2.7", "python=2.7.*", "conda-forge::python=2.7", "python<3"):
+        path.write_text(f"dependencies:\n- {line}\n")
+        with pytest.raises(RequestError, match="is for Python"):
+            files.read(path)
 
 
 @pytest.mark.parametrize(
@@ -437,6 +631,8 @@ def test_conda_files_give_their_pip_part_and_say_so(tmp_path: Path) -> None:
         ("setup.cfg", "", "is of no kind that is known"),
         ("requirements.txt", "not a requirement !!\n", "which is no requirement"),
         ("requirements.txt", "-r missing.txt\n", "names missing.txt"),
+        ("requirements.txt", "./missing[dev]\n", "asks for ./missing, which is not there"),
+        ("requirements.txt", "git+file:///missing\n", "which the machine cannot reach"),
         ("pyproject.toml", "[", "is not valid TOML"),
         ("environment.yml", "a: [", "is not valid YAML"),
         ("environment.yml", "name: x\n", "has no list of dependencies"),
@@ -450,3 +646,10 @@ def test_files_that_cannot_be_used(
         (tmp_path / name).write_text(text)
     with pytest.raises(RequestError, match=complaint):
         files.read(tmp_path / name)
+
+
+def test_files_in_other_encodings_are_explained(tmp_path: Path) -> None:
+    path = tmp_path / "requirements.txt"
+    path.write_text("six\n", encoding="utf-16")
+    with pytest.raises(RequestError, match="is not text in UTF-8"):
+        files.read(path)

@@ -8,12 +8,15 @@ tensorflow.org/install/pip.
 
 from __future__ import annotations
 
+import re
+
 from mlinfra_sdk.worker.recipe import Platform
 
 TORCH = "torch"
 _EXTRAS_WITH_CUDA = {"jax": "cuda12", "tensorflow": "and-cuda"}
 # What belongs to one build: another build brings its own.
 _PARTS = ("nvidia-", "cuda-", "triton", "pytorch-triton", "jax-cuda")
+_INDEX = re.compile(r"https://download\.pytorch\.org/whl/(cpu|cu\d+|rocm[\d.]+|xpu)/?")
 _BUILT = frozenset({TORCH, "torchvision", "torchaudio", *_EXTRAS_WITH_CUDA})
 
 
@@ -28,6 +31,12 @@ def torch_backend(platform: Platform) -> str:
     if platform.markers.get("sys_platform") == "darwin":
         return ""
     return "auto" if platform.cuda else "cpu"
+
+
+def torch_build(index: str) -> str:
+    """The ``--torch-backend`` of one of PyTorch's own indexes; nothing for any other index."""
+    match = _INDEX.fullmatch(index)
+    return match[1] if match else ""
 
 
 def is_part(package: str, of: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import configparser
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -17,20 +17,28 @@ _VARIABLES = (
     "PIP_INDEX_URL",
     "PIP_EXTRA_INDEX_URL",
 )
-
-
 _OPTIONS = ("index-url", "extra-index-url")
 _LOCAL = (None, "localhost", "127.0.0.1", "::1")
 
 
 def configured_indexes(*, credentials: bool = False, here: bool = False) -> list[str]:
     """URLs of indexes that environment variables and pip's files of settings name, for a machine to
-    ask too. Those on this host mean nothing there, only ``here``. An index that wants credentials
-    is left out, unless the user lets them travel: what lies there is then got here, and sent as
+    ask too, or for use ``here``."""
+    entries = [*_of_variables(), *_of_pip()]
+    return travelling(
+        (it.partition("=")[2] if "=" in it.partition("://")[0] else it for it in entries),
+        credentials=credentials,
+        here=here,
+    )
+
+
+def travelling(urls: Iterable[str], *, credentials: bool = False, here: bool = False) -> list[str]:
+    """Those of the indexes that a machine can be told of. Those on this host mean nothing there,
+    only ``here``; those on this disk are left to uv and pip. An index that wants credentials is
+    left out, unless the user lets them travel: what lies there is then got here, and sent as
     wheels."""
     found = []
-    for entry in (*_of_variables(), *_of_pip()):
-        url = entry.partition("=")[2] if "=" in entry.partition("://")[0] else entry
+    for url in urls:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or (parts.hostname in _LOCAL and not here):
             continue

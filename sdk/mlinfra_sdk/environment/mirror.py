@@ -12,17 +12,18 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
-from packaging.utils import canonicalize_name
+from blake3 import blake3
 
 from mlinfra_sdk.environment import builds, files, wheels
 from mlinfra_sdk.environment.imports import is_standard
-from mlinfra_sdk.environment.indexes import configured_indexes
+from mlinfra_sdk.environment.indexes import configured_indexes, travelling
 from mlinfra_sdk.environment.installed import Pin, Sources, closure, optional
 from mlinfra_sdk.errors import (
     EnvironmentConflict,
     EnvironmentFailed,
     IndexUnreachable,
     PackageUnavailable,
+    RequestError,
 )
 from mlinfra_sdk.frontend import Frontend
 from mlinfra_sdk.machines.client import AgentClient
@@ -30,6 +31,7 @@ from mlinfra_sdk.objects.store import ChunkStore
 from mlinfra_sdk.worker import messages as m
 from mlinfra_sdk.worker.recipe import WHEELS, Platform, Prepared, Recipe
 from mlinfra_sdk.worker.records import Record
+from mlinfra_sdk.worker.uv import redacted
 
 MIRROR, NONE = "mirror", "none"
 _SDK = "mlinfra-sdk"
@@ -58,6 +60,8 @@ class Packages:
         """The ``env=`` that the environment was made by, and the state of that file then."""
         self._platform: Platform | None = None
         self._roots: dict[str, str] = {}
+        self._indexes: list[str] = []
+        """Those that the file names, with the credentials in their URLs."""
 
     @property
     def active(self) -> bool:
@@ -151,13 +155,15 @@ class Packages:
             draft.mirror(self._roots)
         else:
             draft.from_file(Path(self.mode), frontend.note)
+        self._indexes = draft.indexes
         recipe, local = draft.finish(self._store, tell)
+        key = draft.key(recipe)
         try:
             try:
-                prepared = self._ask(client, frontend, recipe, local, recipe.key, onto)
+                prepared = self._ask(client, frontend, recipe, local, key, onto)
             except PackageUnavailable as error:
                 have = self._installed if onto else {}
-                prepared = self._ship(client, frontend, recipe, local, error, have, onto)
+                prepared = self._ship(client, frontend, recipe, local, error, have, key, onto)
         except EnvironmentConflict:
             raise
         except EnvironmentFailed as error:
@@ -174,6 +180,7 @@ class Packages:
         local: list[Path],
         error: PackageUnavailable,
         have: Iterable[str],
+        key: str,
         onto: str,
     ) -> Prepared:
         """The machine cannot get what it needs: get it here and send it."""
@@ -184,7 +191,7 @@ class Packages:
                 local,
                 self._platform,
                 have,
-                configured_indexes(credentials=True, here=True),
+                [*self._indexes, *configured_indexes(credentials=True, here=True)],
                 frontend.detail,
             )
         except EnvironmentFailed as here:
@@ -194,7 +201,7 @@ class Packages:
         frontend.detail("sending wheels")
         sent = [wheels.shipped(path, self._store) for path in paths]
         shipped = msgspec.structs.replace(shipped, wheels=sent)
-        return self._ask(client, frontend, shipped, paths, recipe.key, onto)
+        return self._ask(client, frontend, shipped, paths, key, onto)
 
     def _ask(
         self,
@@ -213,7 +220,8 @@ class Packages:
             news.put(msgspec.json.decode(record.content)["text"])
 
         client.listen(name, take)
-        indexes = configured_indexes(credentials=self.credentials)
+        indexes = travelling(self._indexes, credentials=self.credentials)
+        indexes += configured_indexes(credentials=self.credentials)
         request = m.Prepare(client.next_id(), name, recipe, key, onto, indexes)
         future = client.send(request)
         try:
@@ -246,6 +254,10 @@ class Draft:
         self._recipe = Recipe(python, overrides=[_NEVER])
         self._pins: dict[str, Pin] = {}
         self._projects: dict[str, Path] = {}
+        self._stated: list[files.Project] = []
+        self._torch = ""
+        self.indexes: list[str] = []
+        """Indexes that a file names, with the credentials in their URLs."""
 
     def mirror(self, roots: dict[str, str]) -> None:
         """All that the roots need, at the versions that are installed here."""
@@ -255,6 +267,8 @@ class Draft:
                 for other in optional(name, self._markers):
                     roots.setdefault(other, f"{name} uses it where it is installed")
         self._pins = closure(roots, self._markers)
+        if builds.TORCH in self._pins:
+            self._torch = builds.torch_backend(self._platform)
         for pin in sorted(self._pins.values(), key=lambda pin: pin.name):
             extras = sorted(pin.extras.union(builds.extras(pin.name, self._platform)))
             suffix = f"[{','.join(extras)}]" if extras else ""
@@ -280,9 +294,17 @@ class Draft:
             note(text)
         self._recipe.requirements.extend(stated.requirements)
         self._recipe.constraints.extend(stated.constraints)
-        for project in stated.projects:
-            self._projects[project.name] = project
+        self._stated = stated.projects
+        # PyTorch may come with any package; where it does not, this has no effect.
+        self._torch = builds.torch_backend(self._platform)
+        # As an index, one of PyTorch's would hide other packages: uv takes each package from the
+        # first index that has it. That of the CPU's build is often there for macOS beside another.
+        stated_builds = [it for it in map(builds.torch_build, stated.indexes) if it]
+        if self._torch and stated_builds:
+            self._torch = next((it for it in stated_builds if it != "cpu"), "cpu")
+        self.indexes = [it for it in stated.indexes if not builds.torch_build(it)]
         self._projects[_SDK] = wheels.of_the_sdk()
+        self._recipe.requirements.append(f"{_SDK} @ {_SDK}")  # known when its wheel is
         # Objects are pickled by it on both sides.
         pickler = closure({"cloudpickle": "every kernel needs it"}, self._markers)
         self._pins = pickler
@@ -295,22 +317,34 @@ class Draft:
         }
         urls = {name: f"{WHEELS}/{path.name}" for name, path in paths.items()}
         requirements = {_with_url(line, urls) for line in self._recipe.requirements}
-        for name, path in paths.items():
-            if name not in self._pins:  # of a file
-                project = canonicalize_name(path.name.partition("-")[0])
-                requirements.add(f"{project} @ {urls[name]}")
+        by_file = {path.name: path for path in paths.values()}
+        for stated in self._stated:
+            path = wheels.of_project(stated.path, stated.path.name, tell)
+            requirements.add(stated.requirement(path.name, f"{WHEELS}/{path.name}"))
+            # The SDK that runs here is the one that fits.
+            if by_file.setdefault(path.name, path) != path and path.name != paths[_SDK].name:
+                raise RequestError(
+                    f"Two projects that env= states are both {path.name}, one of them "
+                    f"{stated.path}.",
+                    hint="Leave one of them out.",
+                )
         overrides = {_with_url(line, urls) for line in self._recipe.overrides}
-        packages = {line.partition("==")[0].partition("[")[0] for line in requirements | overrides}
         return (
             msgspec.structs.replace(
                 self._recipe,
                 requirements=sorted(requirements),
                 overrides=sorted(overrides),
-                wheels=[wheels.shipped(paths[name], store) for name in sorted(paths)],
-                torch=builds.torch_backend(self._platform) if builds.TORCH in packages else "",
+                wheels=[wheels.shipped(by_file[file], store) for file in sorted(by_file)],
+                torch=self._torch,
             ),
-            list(paths.values()),
+            list(by_file.values()),
         )
+
+    def key(self, recipe: Recipe) -> str:
+        """Names the environment: other indexes may have other packages of the same version."""
+        if not self.indexes:
+            return recipe.key
+        return blake3(redacted(f"{recipe.key} {' '.join(self.indexes)}").encode()).hexdigest()[:32]
 
     def explained(self, error: EnvironmentFailed) -> EnvironmentFailed:
         """An error of uv with who asks for the packages that it names."""

@@ -22,7 +22,7 @@ from mlinfra_sdk.errors import EnvironmentFailed, IndexUnreachable, PackageUnava
 Tell = Callable[[str], None]
 
 _LAST_LINES = 12
-_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s]+@")
 _PROGRESS = re.compile(r"(Resolved|Downloading|Building|Prepared|Installed) .*")
 _UNREACHABLE = re.compile(
     r"error sending request|failed to fetch|request failed after|network was disabled"
