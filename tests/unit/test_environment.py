@@ -156,6 +156,22 @@ def test_editable_distributions_are_known_by_their_folder(
     assert closure({"edited": ""}, LINUX)["edited"].folder == project
 
 
+def test_what_a_build_has_left_in_a_project_is_not_taken_for_the_distribution(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = tmp_path / "project"
+    (project / "flat_here.egg-info").mkdir(parents=True)
+    (project / "flat_here.egg-info" / "PKG-INFO").write_text("Name: flat-here\nVersion: 1.0\n")
+    (project / "flat_here.egg-info" / "top_level.txt").write_text("flat_here\n")
+    (project / "flat_here.py").write_text("")
+    url = {"url": project.as_uri(), "dir_info": {"editable": True}}
+    install("flat-here", url=url, pth=str(project))
+    monkeypatch.chdir(project)
+    monkeypatch.syspath_prepend("")
+    assert Sources().distributions_for(["flat_here"]) == {"flat-here": "flat_here"}
+    assert closure({"flat-here": ""}, LINUX)["flat-here"].folder == project
+
+
 def test_what_is_installed_later_is_found(install: Install, site: Path) -> None:
     sources = Sources()
     assert sources.distributions_for(["late"]) == {}

@@ -7,8 +7,8 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
-from pathlib import Path
+from importlib.metadata import Distribution, distributions
+from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
@@ -44,10 +44,10 @@ class Pin:
 
 def find(name: str) -> Distribution | None:
     """The distribution of this name, if it is installed."""
-    try:
-        return distribution(name)
-    except (PackageNotFoundError, ValueError):
-        return None
+    found = list(Distribution.discover(name=name)) if name else []
+    if len(found) > 1:  # what a build has left in a project's folder comes first on the path there
+        found.sort(key=lambda it: it.read_text("RECORD") is None)
+    return found[0] if found else None
 
 
 def direct_url(found: Distribution) -> dict[str, Any]:
@@ -168,14 +168,16 @@ def _most_specific(names: list[str], module: str) -> list[str]:
         fitting = [
             name
             for name in names
-            if any(
-                str(file).startswith((f"{stem}/", f"{stem}."))
-                for file in distribution(name).files or ()
-            )
+            if any(str(file).startswith((f"{stem}/", f"{stem}.")) for file in _files(name))
         ]
         if fitting:
             return fitting
     return []
+
+
+def _files(name: str) -> Iterable[PurePath]:
+    found = find(name)
+    return (found.files if found else None) or ()
 
 
 def _requirements(found: Distribution) -> list[Requirement]:
