@@ -314,6 +314,18 @@ def test_a_project_that_is_gone_is_explained(install: Install, tmp_path: Path) -
         recipe(tmp_path, {"gone": ""})
 
 
+def test_what_a_package_was_built_from_need_not_be_there(install: Install, tmp_path: Path) -> None:
+    there = tmp_path / "there-1.0-py3-none-any.whl"
+    there.write_bytes(b"wheel")
+    install("there", url={"url": there.as_uri(), "archive_info": {}})
+    install("of-conda", url={"url": "file:///home/conda/feedstock_root/work", "dir_info": {}})
+    gone = {"url": (tmp_path / "gone-1.0-py3-none-any.whl").as_uri(), "archive_info": {}}
+    install("gone", url=gone)
+    made, paths = recipe(tmp_path, {"there": "", "of-conda": "", "gone": ""})
+    assert {"of-conda==1.0", "gone==1.0"} <= set(made.requirements)
+    assert there in paths
+
+
 def test_errors_say_who_asks(install: Install, tmp_path: Path) -> None:
     install("root", requires=("leaf",))
     install("leaf", "9.9")

@@ -38,8 +38,12 @@ class Pin:
     @property
     def folder(self) -> Path | None:
         """The project or archive on this disk that it was installed from."""
-        parts = urlsplit(self.direct)
-        return Path(url2pathname(unquote(parts.path))) if parts.scheme == "file" else None
+        return _on_disk(self.direct)
+
+
+def _on_disk(url: str) -> Path | None:
+    parts = urlsplit(url)
+    return Path(url2pathname(unquote(parts.path))) if parts.scheme == "file" else None
 
 
 def find(name: str) -> Distribution | None:
@@ -65,7 +69,14 @@ def _direct(found: Distribution) -> str:
     version_control = content.get("vcs_info")
     if isinstance(version_control, dict):
         return f"{version_control['vcs']}+{url}@{version_control['commit_id']}"
+    place = _on_disk(url)
+    if place is not None and not _is_editable(content) and not place.exists():
+        return ""  # conda names a folder of its build machines: an index may have that version
     return url
+
+
+def _is_editable(content: Mapping[str, Any]) -> bool:
+    return bool(content.get("dir_info", {}).get("editable"))
 
 
 class Sources:
@@ -131,7 +142,7 @@ class Sources:
         if self._editable is None:
             self._editable = {}
             for found in distributions():
-                if direct_url(found).get("dir_info", {}).get("editable"):
+                if _is_editable(direct_url(found)):
                     for file in found.files or ():
                         if file.suffix == ".pth":
                             for line in file.read_text().splitlines():
