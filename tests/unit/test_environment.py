@@ -91,6 +91,7 @@ def test_imports_are_found_wherever_they_stand() -> None:
         except ImportError:
             j = None
         __import__("k"); importlib.import_module("l.m"); import_module(unknown)
+        importlib.import_module(".o", __name__); importlib.import_module("", unknown)
         from . import n
     """
     found = imports_of(ast.parse(textwrap.dedent(code)))
@@ -122,6 +123,12 @@ def test_modules_belong_to_distributions(install: Install) -> None:
     )
     assert found == {"pack-age": "other_name.sub", "space-two": "space.two"}
     assert Sources().distributions_for(["space"]).keys() == {"space-one", "space-two"}
+
+
+def test_scripts_are_no_modules(install: Install) -> None:
+    info = install("with-script", modules=("with_script",))
+    (info / "RECORD").write_text("../../bin/script,,\nwith_script.py,,\n")
+    assert Sources().distributions_for([".script", "with_script"]).keys() == {"with-script"}
 
 
 def test_modules_of_the_workspace_are_looked_through(

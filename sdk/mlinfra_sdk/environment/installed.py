@@ -169,7 +169,7 @@ def _top_levels(found: Distribution) -> set[str]:
         return set(declared.split())
     lines = (found.read_text("RECORD") or "").splitlines()
     first = {line.partition("/")[0].partition(",")[0] for line in lines}
-    return {name.partition(".")[0] for name in first}
+    return {name.partition(".")[0] for name in first} - {""}  # of ../../bin/script
 
 
 def _most_specific(names: list[str], module: str) -> list[str]:
