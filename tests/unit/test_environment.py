@@ -131,6 +131,23 @@ def test_scripts_are_no_modules(install: Install) -> None:
     assert Sources().distributions_for([".script", "with_script"]).keys() == {"with-script"}
 
 
+@pytest.mark.parametrize("left", [None, "", "Name: half\n", "Version: 1.0\n"])
+def test_what_is_half_installed_does_not_hide_the_others(
+    install: Install, site: Path, left: str | None
+) -> None:
+    info = install("half", modules=("half",))
+    install("whole", modules=("other_name",))
+    metadata = info / "METADATA"
+    metadata.unlink() if left is None else metadata.write_text(left)
+    sources = Sources()
+    for _ in range(2):
+        assert "whole" in sources.distributions_for(["half", "no_such_module", "other_name"])
+    assert optional("half", LINUX) == []
+    pins = closure({"half": "", "whole": ""}, LINUX)
+    assert pins.keys() - {"half"} == {"whole"}
+    assert all(pin.version == "1.0" for pin in pins.values())
+
+
 def test_modules_of_the_workspace_are_looked_through(
     install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

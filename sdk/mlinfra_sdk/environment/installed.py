@@ -54,6 +54,15 @@ def find(name: str) -> Distribution | None:
     return found[0] if found else None
 
 
+def _stated(found: Distribution, key: str) -> str:
+    """A field of its metadata; empty if that lacks it or is gone, as after a broken removal."""
+    try:
+        values = found.metadata.get_all(key)
+    except (OSError, TypeError):  # by version of Python
+        values = None
+    return str(values[0]) if values else ""
+
+
 def direct_url(found: Distribution) -> dict[str, Any]:
     """Where a distribution was installed from, if not from an index (PEP 610)."""
     try:
@@ -121,12 +130,16 @@ class Sources:
         top = module.partition(".")[0]
         namesake = find(top)
         if namesake is not None and top in _top_levels(namesake):
-            return [canonicalize_name(namesake.name)]
+            name = _stated(namesake, "Name")
+            if name:
+                return [canonicalize_name(name)]
         if self._by_module is None:
-            self._by_module = {}
+            by_module: dict[str, set[str]] = {}
             for found in distributions():
-                for name in _top_levels(found):
-                    self._by_module.setdefault(name, set()).add(canonicalize_name(found.name))
+                name = canonicalize_name(_stated(found, "Name"))
+                for module_of_it in _top_levels(found) if name else ():
+                    by_module.setdefault(module_of_it, set()).add(name)
+            self._by_module = by_module
         names = sorted(self._by_module.get(top, ()))
         if len(names) > 1:  # a package whose parts are distributions
             names = _most_specific(names, module) or names
@@ -140,13 +153,15 @@ class Sources:
     def _editables(self) -> dict[str, str]:
         """Folders that editable distributions put on the path, by folder."""
         if self._editable is None:
-            self._editable = {}
+            editable: dict[str, str] = {}
             for found in distributions():
                 if _is_editable(direct_url(found)):
+                    name = canonicalize_name(_stated(found, "Name"))
                     for file in found.files or ():
                         if file.suffix == ".pth":
                             for line in file.read_text().splitlines():
-                                self._editable[line.strip()] = canonicalize_name(found.name)
+                                editable[line.strip()] = name
+            self._editable = editable
         return self._editable
 
 
@@ -203,7 +218,8 @@ def _requirements(found: Distribution) -> list[Requirement]:
 
 def closure(roots: Mapping[str, str], markers: Mapping[str, str]) -> dict[str, Pin]:
     """Pins of the roots, each given with who asks for it, and of all that they need on a machine
-    with these markers. What is only needed over there and not installed here is left out."""
+    with these markers. What is only needed over there and not installed here, or without a version
+    here, is left out."""
     pins: dict[str, Pin] = {}
     requirements: dict[str, list[Requirement]] = {}
     waiting = [(name, frozenset[str](), who) for name, who in roots.items()]
@@ -212,9 +228,10 @@ def closure(roots: Mapping[str, str], markers: Mapping[str, str]) -> dict[str, P
         pin = pins.get(name)
         if pin is None:
             found = find(name)
-            if found is None:
+            version = _stated(found, "Version") if found is not None else ""
+            if found is None or not version:
                 continue
-            pin = pins[name] = Pin(name, found.version, who, set(), _direct(found))
+            pin = pins[name] = Pin(name, version, who, set(), _direct(found))
             requirements[name] = _requirements(found)
         elif extras <= pin.extras:
             continue
