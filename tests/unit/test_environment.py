@@ -233,13 +233,22 @@ def test_a_closure_follows_markers_and_extras_of_the_machine(install: Install) -
 def test_extras_that_are_installed_are_used(install: Install) -> None:
     install(
         "root",
-        requires=("engine; extra == 'parquet'", "checker; extra == 'testing'", "always", "root"),
-        extras=("parquet", "testing"),
+        requires=(
+            "engine; extra == 'parquet'",
+            "reader; extra == 'docx'",
+            "checker; extra == 'testing'",
+            "checker; extra == 'tests-gpu'",
+            "checker; extra == 'dev3'",
+            "always",
+            "root",
+        ),
+        extras=("parquet", "docx", "testing", "tests-gpu", "dev3"),
     )
+    install("reader")
     install("engine")
     install("checker")
     install("always")
-    assert optional("root", LINUX) == ["engine"]
+    assert optional("root", LINUX) == ["engine", "reader"]
 
 
 # Recipes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,8 +20,13 @@ from packaging.utils import canonicalize_name
 from mlinfra_sdk.environment import builds
 from mlinfra_sdk.environment.imports import imports_of_file, is_standard, origin
 
-# Extras that no user of a package needs, and those that only gather others.
-_NOT_FOR_USE = ("test", "dev", "doc", "lint", "typ", "build", "bench", "example", "ci", "all", "qa")
+# Extras that no user of a package needs, and those that only gather others, by a word in the name.
+_NOT_FOR_USE = re.compile(
+    r"(?<![a-z])(tests?|testing|dev|devel|develop|development|docs?|documentation|lint|linting|"
+    r"linters?|typ(e|es|ed|ing)|type-?check(ing)?|type-?hints?|build|bench|benchmarks?|"
+    r"benchmarking|examples?|ci|all|qa)(?![a-z])",
+    re.IGNORECASE,
+)
 
 
 @dataclass
@@ -250,7 +256,7 @@ def optional(name: str, markers: Mapping[str, str]) -> list[str]:
     if found is None:
         return []
     every = set(found.metadata.get_all("Provides-Extra") or ())
-    extras = {it for it in every if not it.lower().startswith(_NOT_FOR_USE)}
+    extras = {it for it in every if not _NOT_FOR_USE.search(it)}
     needed = {
         canonicalize_name(it.name)
         for it in _requirements(found)
