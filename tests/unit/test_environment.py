@@ -102,6 +102,9 @@ def test_cells_tell_what_they_import() -> None:
     magics = "get_ipython().run_cell_magic('time', '', 'import a\\n')\nimport b"
     assert cell_names(magics, {}).imports == {"a", "b"}
     assert cell_names("not python (", {}).imports == set()
+    lines = (("matplotlib", "inline"), ("load_ext", "a.b"), ("time", "import c"), ("who", ""))
+    magics = "\n".join(f"get_ipython().run_line_magic({name!r}, {it!r})" for name, it in lines)
+    assert cell_names(magics, {}).imports == {"matplotlib", "a.b", "c"}
 
 
 def test_objects_tell_what_they_need() -> None:
