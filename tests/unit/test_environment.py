@@ -183,6 +183,82 @@ def test_editable_distributions_are_known_by_their_folder(
     assert closure({"edited": ""}, LINUX)["edited"].folder == project
 
 
+@pytest.fixture
+def edited(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, str, str], Path]:
+    """Makes an editable project with one module, which is found; gives its folder of sources."""
+
+    def make(name: str, module: str, pth: str) -> Path:
+        project = tmp_path / name
+        path = project / "src" / f"{module}.py"
+        path.parent.mkdir(parents=True)
+        path.write_text("")
+        url = {"url": project.as_uri(), "dir_info": {"editable": True}}
+        install(name, url=url, pth=pth.format(src=project / "src"))
+        monkeypatch.setattr(sys, "path", [*sys.path, str(project / "src")])
+        return project / "src"
+
+    return make
+
+
+def test_editable_distributions_are_found_by_where_their_modules_are(
+    install: Install, edited: Callable[[str, str, str], Path]
+) -> None:
+    install("used-by-it", modules=("used_by_it",))
+    src = edited("by-hook", "hooked/__init__", "import _by_hook_editable")
+    install("corp-a", modules=("corp/a/__init__", "corp/deep/a"))
+    edited("corp-b", "corp/b/__init__", "{src}")
+    edited("corp-c", "corp/deep/c", "{src}")
+    modules = ["hooked.part", "corp.b.f", "corp.deep.c"]
+    assert Sources().distributions_for(modules) == {
+        "by-hook": "hooked.part",
+        "corp-b": "corp.b.f",
+        "corp-c": "corp.deep.c",
+    }
+    assert Sources().distributions_for(["corp.a", "corp.deep.a"]).keys() == {"corp-a"}
+    (src / "beside_it.py").write_text("import used_by_it")
+    assert "used-by-it" in Sources().distributions_for(["beside_it"])
+
+
+def test_an_environment_inside_an_editable_project_is_not_part_of_it(
+    install: Install, site: Path
+) -> None:
+    url = {"url": site.parent.as_uri(), "dir_info": {"editable": True}}
+    install("around", url=url, pth="import _around_editable")
+    install("inside", modules=("inside",))
+    assert Sources().distributions_for(["inside"]) == {"inside": "inside"}
+
+
+def test_modules_of_the_workspace_may_have_names_that_distributions_have(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("stray", modules=("stray", "example_here", "space_here/inner"))
+    install("needed", modules=("needed",))
+    work = tmp_path / "work"
+    (work / "space_here").mkdir(parents=True)
+    (work / "example_here.py").write_text("import needed")
+    (work / "space_here" / "own.py").write_text("from . import other")
+    (work / "space_here" / "other.py").write_text("import needed")
+    monkeypatch.syspath_prepend(str(work))
+    assert Sources().distributions_for(["example_here"]) == {"needed": "needed"}
+    assert Sources().distributions_for(["space_here.own"]) == {"needed": "needed"}
+    assert Sources().distributions_for(["space_here.inner"]).keys() == {"stray"}
+
+
+def test_parts_of_a_package_are_found_beside_the_one_that_has_its_name(install: Install) -> None:
+    install("meta-here", modules=("meta_here/_bundle",))
+    install("meta-here-core", modules=("meta_here/core/__init__",))
+    install("meta-here-more", modules=("meta_here/more/deep/__init__",))
+    for module, name in (
+        ("meta_here.more.deep.it", "meta-here-more"),
+        ("meta_here.core", "meta-here-core"),
+        ("meta_here._bundle", "meta-here"),
+        ("meta_here", "meta-here"),
+    ):
+        assert Sources().distributions_for([module]) == {name: module}
+
+
 def test_what_a_build_has_left_in_a_project_is_not_taken_for_the_distribution(
     install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,8 +18,10 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from mlinfra_sdk.environment import builds
-from mlinfra_sdk.environment.imports import imports_of_file, is_standard, origin
+from mlinfra_sdk.environment.imports import imports_of_file, is_standard, origins
 
+# Folders that installers put packages in.
+_PACKAGES = frozenset({"site-packages", "dist-packages"})
 # Extras that no user of a package needs, and those that only gather others, by a word in the name.
 _NOT_FOR_USE = re.compile(
     r"(?<![a-z])(tests?|testing|dev|devel|develop|development|docs?|documentation|lint|linting|"
@@ -94,6 +96,29 @@ def _is_editable(content: Mapping[str, Any]) -> bool:
     return bool(content.get("dir_info", {}).get("editable"))
 
 
+@dataclass
+class _Editable:
+    """A project whose modules are imported from where they are written."""
+
+    name: str
+    project: Path
+    on_path: list[Path] = field(default_factory=list)
+    """Folders that it puts on the path."""
+    by_hook: bool = False
+    """Whether its modules are found by code of its own, which does not say which they are."""
+
+    def brings(self, module: str, place: Path) -> bool:
+        """Whether a module that lies at ``place`` is its."""
+        if self.by_hook and _is_in(place, self.project):
+            return True
+        stem = place.with_name(place.name.partition(".")[0])
+        if stem.name == "__init__":
+            stem = stem.parent
+        names = tuple(module.split("."))
+        inner = [stem.relative_to(it).parts for it in self.on_path if stem.is_relative_to(it)]
+        return any(it and it == names[: len(it)] for it in inner)
+
+
 class Sources:
     """Where modules come from: found once, and again when something was installed."""
 
@@ -101,7 +126,7 @@ class Sources:
         self._state: object = None
         self._modules: dict[str, frozenset[str]] = {}
         self._by_module: dict[str, set[str]] | None = None
-        self._editable: dict[str, str] | None = None
+        self._editable: dict[str, _Editable] | None = None
 
     def distributions_for(self, modules: Iterable[str]) -> dict[str, str]:
         """The installed distributions that bring these modules, and the modules of the workspace
@@ -113,7 +138,7 @@ class Sources:
         found: dict[str, str] = {}
         waiting = list(modules)
         looked_at: set[str] = set()
-        looked_through: set[str] = set()
+        looked_through: set[Path] = set()
         while waiting:
             module = waiting.pop()
             if module in looked_at or is_standard(module):
@@ -124,51 +149,97 @@ class Sources:
                 names = self._modules[module] = frozenset(self._owners(module))
             for name in names:
                 found.setdefault(name, module)
-            top = module.partition(".")[0]
-            if not names and top not in looked_through:
-                looked_through.add(top)
-                place = origin(top)
-                if place is not None and place.suffix in (".py", ""):
-                    waiting += imports_of_file(place)
+            if self._is_written_here(names):
+                for place in _to_look_through(module):
+                    if place not in looked_through:
+                        looked_through.add(place)
+                        waiting += imports_of_file(place)
         return found
 
     def _owners(self, module: str) -> list[str]:
+        places = origins(module)
+        editable = self._editables().values()
+        edited = [it.name for it in editable if any(it.brings(module, place) for place in places)]
+        if edited and places[0].is_file():
+            return edited
         top = module.partition(".")[0]
-        namesake = find(top)
-        if namesake is not None and top in _top_levels(namesake):
-            name = _stated(namesake, "Name")
-            if name:
-                return [canonicalize_name(name)]
+        names = sorted(self._by_top_level().get(top, ()))
+        if len(names) > 1:  # a package whose parts are distributions
+            namesake = canonicalize_name(top)
+            names = _most_specific(names, module) or ([namesake] if namesake in names else names)
+        return edited + [name for name in names if self._may_bring(name, places)]
+
+    def _may_bring(self, name: str, places: list[Path]) -> bool:
+        """Whether a distribution can be what holds a module at one of these places. What else has
+        a module of this name is not what is imported, but say, a file beside the notebook."""
+        found = find(name)
+        folders = [Path(str(found.locate_file("")))] if found is not None else []
+        if name in self._editables():
+            folders.append(self._editables()[name].project)
+        return not places or any(
+            not _PACKAGES.isdisjoint(place.parts) or any(_is_in(place, it) for it in folders)
+            for place in places
+        )
+
+    def _is_written_here(self, names: frozenset[str]) -> bool:
+        """Whether a module that these bring may be the workspace's. A notebook beside a project
+        that is found by a hook has modules of its own there."""
+        editables = self._editables()
+        return all(name in editables and editables[name].by_hook for name in names)
+
+    def _by_top_level(self) -> dict[str, set[str]]:
+        """Names of distributions by each of their top-level modules."""
         if self._by_module is None:
             by_module: dict[str, set[str]] = {}
             for found in distributions():
                 name = canonicalize_name(_stated(found, "Name"))
-                for module_of_it in _top_levels(found) if name else ():
-                    by_module.setdefault(module_of_it, set()).add(name)
+                for module in _top_levels(found) if name else ():
+                    by_module.setdefault(module, set()).add(name)
             self._by_module = by_module
-        names = sorted(self._by_module.get(top, ()))
-        if len(names) > 1:  # a package whose parts are distributions
-            names = _most_specific(names, module) or names
-        if not names:
-            place = origin(top)
-            if place is not None:
-                folder = place.parent.parent if place.name == "__init__.py" else place.parent
-                names = [name for name in (self._editables().get(str(folder)),) if name]
-        return names
+        return self._by_module
 
-    def _editables(self) -> dict[str, str]:
-        """Folders that editable distributions put on the path, by folder."""
+    def _editables(self) -> dict[str, _Editable]:
+        """Editable distributions by name."""
         if self._editable is None:
-            editable: dict[str, str] = {}
-            for found in distributions():
-                if _is_editable(direct_url(found)):
-                    name = canonicalize_name(_stated(found, "Name"))
-                    for file in found.files or ():
-                        if file.suffix == ".pth":
-                            for line in file.read_text().splitlines():
-                                editable[line.strip()] = name
-            self._editable = editable
+            every = [_editable(found) for found in distributions()]
+            self._editable = {it.name: it for it in every if it is not None}
         return self._editable
+
+
+def _editable(found: Distribution) -> _Editable | None:
+    content = direct_url(found)
+    project = _on_disk(str(content.get("url", "")))
+    name = _stated(found, "Name") if _is_editable(content) else ""
+    if project is None or not name:
+        return None
+    made = _Editable(canonicalize_name(name), project)
+    for file in found.files or ():
+        place = Path(str(file.locate()))
+        if place.suffix != ".pth" or not place.is_file():
+            continue
+        for line in place.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith(("import ", "import\t")):
+                made.by_hook = not found.read_text("top_level.txt")
+            elif line.strip():
+                made.on_path.append(place.parent / line.strip())
+    return made
+
+
+def _is_in(place: Path, folder: Path) -> bool:
+    """Whether a module is in the folder, and not in an environment inside it."""
+    for resolve in (os.path.abspath, os.path.realpath):  # either may be by way of a link
+        inner = Path(resolve(place))
+        if inner.is_relative_to(resolve(folder)):
+            return _PACKAGES.isdisjoint(inner.relative_to(resolve(folder)).parts)
+    return False
+
+
+def _to_look_through(module: str) -> list[Path]:
+    """The files of a module of the workspace, or all folders of the package that it is in."""
+    inner = origins(module)
+    outer = origins(module.partition(".")[0])
+    around = [it for it in outer if any(place.is_relative_to(it) for place in inner)]
+    return [place for place in around if place.suffix in (".py", "")]
 
 
 def _state_of_path() -> object:
