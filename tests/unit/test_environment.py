@@ -101,6 +101,7 @@ def test_imports_are_found_wherever_they_stand() -> None:
         except ImportError:
             j = None
         __import__("k"); importlib.import_module("l.m"); import_module(unknown)
+        importlib.import_module(".o", __name__); importlib.import_module("", unknown)
         from . import n
     """
     found = imports_of(ast.parse(textwrap.dedent(code)))
@@ -111,6 +112,9 @@ def test_cells_tell_what_they_import() -> None:
     magics = "get_ipython().run_cell_magic('time', '', 'import a\\n')\nimport b"
     assert cell_names(magics, {}).imports == {"a", "b"}
     assert cell_names("not python (", {}).imports == set()
+    lines = (("matplotlib", "inline"), ("load_ext", "a.b"), ("time", "import c"), ("who", ""))
+    magics = "\n".join(f"get_ipython().run_line_magic({name!r}, {it!r})" for name, it in lines)
+    assert cell_names(magics, {}).imports == {"matplotlib", "a.b", "c"}
 
 
 def test_objects_tell_what_they_need() -> None:
@@ -132,6 +136,29 @@ def test_modules_belong_to_distributions(install: Install) -> None:
     )
     assert found == {"pack-age": "other_name.sub", "space-two": "space.two"}
     assert Sources().distributions_for(["space"]).keys() == {"space-one", "space-two"}
+
+
+def test_scripts_are_no_modules(install: Install) -> None:
+    info = install("with-script", modules=("with_script",))
+    (info / "RECORD").write_text("../../bin/script,,\nwith_script.py,,\n")
+    assert Sources().distributions_for([".script", "with_script"]).keys() == {"with-script"}
+
+
+@pytest.mark.parametrize("left", [None, "", "Name: half\n", "Version: 1.0\n"])
+def test_what_is_half_installed_does_not_hide_the_others(
+    install: Install, site: Path, left: str | None
+) -> None:
+    info = install("half", modules=("half",))
+    install("whole", modules=("other_name",))
+    metadata = info / "METADATA"
+    metadata.unlink() if left is None else metadata.write_text(left)
+    sources = Sources()
+    for _ in range(2):
+        assert "whole" in sources.distributions_for(["half", "no_such_module", "other_name"])
+    assert optional("half", LINUX) == []
+    pins = closure({"half": "", "whole": ""}, LINUX)
+    assert pins.keys() - {"half"} == {"whole"}
+    assert all(pin.version == "1.0" for pin in pins.values())
 
 
 def test_modules_of_the_workspace_are_looked_through(
@@ -164,6 +191,98 @@ def test_editable_distributions_are_known_by_their_folder(
     monkeypatch.syspath_prepend(str(project / "src"))
     assert Sources().distributions_for(["edited_here"]) == {"edited": "edited_here"}
     assert closure({"edited": ""}, LINUX)["edited"].folder == project
+
+
+@pytest.fixture
+def edited(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, str, str], Path]:
+    """Makes an editable project with one module, which is found; gives its folder of sources."""
+
+    def make(name: str, module: str, pth: str) -> Path:
+        project = tmp_path / name
+        path = project / "src" / f"{module}.py"
+        path.parent.mkdir(parents=True)
+        path.write_text("")
+        url = {"url": project.as_uri(), "dir_info": {"editable": True}}
+        install(name, url=url, pth=pth.format(src=project / "src"))
+        monkeypatch.setattr(sys, "path", [*sys.path, str(project / "src")])
+        return project / "src"
+
+    return make
+
+
+def test_editable_distributions_are_found_by_where_their_modules_are(
+    install: Install, edited: Callable[[str, str, str], Path]
+) -> None:
+    install("used-by-it", modules=("used_by_it",))
+    src = edited("by-hook", "hooked/__init__", "import _by_hook_editable")
+    install("corp-a", modules=("corp/a/__init__", "corp/deep/a"))
+    edited("corp-b", "corp/b/__init__", "{src}")
+    edited("corp-c", "corp/deep/c", "{src}")
+    modules = ["hooked.part", "corp.b.f", "corp.deep.c"]
+    assert Sources().distributions_for(modules) == {
+        "by-hook": "hooked.part",
+        "corp-b": "corp.b.f",
+        "corp-c": "corp.deep.c",
+    }
+    assert Sources().distributions_for(["corp.a", "corp.deep.a"]).keys() == {"corp-a"}
+    (src / "beside_it.py").write_text("import used_by_it")
+    assert "used-by-it" in Sources().distributions_for(["beside_it"])
+
+
+def test_an_environment_inside_an_editable_project_is_not_part_of_it(
+    install: Install, site: Path
+) -> None:
+    url = {"url": site.parent.as_uri(), "dir_info": {"editable": True}}
+    install("around", url=url, pth="import _around_editable")
+    install("inside", modules=("inside",))
+    assert Sources().distributions_for(["inside"]) == {"inside": "inside"}
+
+
+def test_modules_of_the_workspace_may_have_names_that_distributions_have(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("stray", modules=("stray", "example_here", "space_here/inner"))
+    install("needed", modules=("needed",))
+    work = tmp_path / "work"
+    (work / "space_here").mkdir(parents=True)
+    (work / "example_here.py").write_text("import needed")
+    (work / "space_here" / "own.py").write_text("from . import other")
+    (work / "space_here" / "other.py").write_text("import needed")
+    monkeypatch.syspath_prepend(str(work))
+    assert Sources().distributions_for(["example_here"]) == {"needed": "needed"}
+    assert Sources().distributions_for(["space_here.own"]) == {"needed": "needed"}
+    assert Sources().distributions_for(["space_here.inner"]).keys() == {"stray"}
+
+
+def test_parts_of_a_package_are_found_beside_the_one_that_has_its_name(install: Install) -> None:
+    install("meta-here", modules=("meta_here/_bundle",))
+    install("meta-here-core", modules=("meta_here/core/__init__",))
+    install("meta-here-more", modules=("meta_here/more/deep/__init__",))
+    for module, name in (
+        ("meta_here.more.deep.it", "meta-here-more"),
+        ("meta_here.core", "meta-here-core"),
+        ("meta_here._bundle", "meta-here"),
+        ("meta_here", "meta-here"),
+    ):
+        assert Sources().distributions_for([module]) == {name: module}
+
+
+def test_what_a_build_has_left_in_a_project_is_not_taken_for_the_distribution(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = tmp_path / "project"
+    (project / "flat_here.egg-info").mkdir(parents=True)
+    (project / "flat_here.egg-info" / "PKG-INFO").write_text("Name: flat-here\nVersion: 1.0\n")
+    (project / "flat_here.egg-info" / "top_level.txt").write_text("flat_here\n")
+    (project / "flat_here.py").write_text("")
+    url = {"url": project.as_uri(), "dir_info": {"editable": True}}
+    install("flat-here", url=url, pth=str(project))
+    monkeypatch.chdir(project)
+    monkeypatch.syspath_prepend("")
+    assert Sources().distributions_for(["flat_here"]) == {"flat-here": "flat_here"}
+    assert closure({"flat-here": ""}, LINUX)["flat-here"].folder == project
 
 
 def test_what_is_installed_later_is_found(install: Install, site: Path) -> None:
@@ -203,13 +322,22 @@ def test_a_closure_follows_markers_and_extras_of_the_machine(install: Install) -
 def test_extras_that_are_installed_are_used(install: Install) -> None:
     install(
         "root",
-        requires=("engine; extra == 'parquet'", "checker; extra == 'testing'", "always", "root"),
-        extras=("parquet", "testing"),
+        requires=(
+            "engine; extra == 'parquet'",
+            "reader; extra == 'docx'",
+            "checker; extra == 'testing'",
+            "checker; extra == 'tests-gpu'",
+            "checker; extra == 'dev3'",
+            "always",
+            "root",
+        ),
+        extras=("parquet", "docx", "testing", "tests-gpu", "dev3"),
     )
+    install("reader")
     install("engine")
     install("checker")
     install("always")
-    assert optional("root", LINUX) == ["engine"]
+    assert optional("root", LINUX) == ["engine", "reader"]
 
 
 # Recipes
@@ -306,6 +434,18 @@ def test_a_project_that_is_gone_is_explained(install: Install, tmp_path: Path) -
     install("gone", url={"url": (tmp_path / "gone").as_uri(), "dir_info": {"editable": True}})
     with pytest.raises(EnvironmentFailed, match=r"gone was installed from .*not there any more"):
         recipe(tmp_path, {"gone": ""})
+
+
+def test_what_a_package_was_built_from_need_not_be_there(install: Install, tmp_path: Path) -> None:
+    there = tmp_path / "there-1.0-py3-none-any.whl"
+    there.write_bytes(b"wheel")
+    install("there", url={"url": there.as_uri(), "archive_info": {}})
+    install("of-conda", url={"url": "file:///home/conda/feedstock_root/work", "dir_info": {}})
+    gone = {"url": (tmp_path / "gone-1.0-py3-none-any.whl").as_uri(), "archive_info": {}}
+    install("gone", url=gone)
+    made, paths = recipe(tmp_path, {"there": "", "of-conda": "", "gone": ""})
+    assert {"of-conda==1.0", "gone==1.0"} <= set(made.requirements)
+    assert there in paths
 
 
 def test_errors_say_who_asks(install: Install, tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import pkgutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from importlib.machinery import FileFinder, ModuleSpec, PathFinder
 from pathlib import Path
 
 from mlinfra_sdk.namespace.imports import imports_of_source
@@ -20,22 +22,52 @@ def is_standard(module: str) -> bool:
     return top in sys.stdlib_module_names or top in ("__main__", "__mp_main__", "_distutils_hack")
 
 
-def origin(top: str) -> Path | None:
-    """The file of a top-level module, or the folder of a package without one; None if there is
-    none or no file holds it. Nothing is imported."""
-    module = sys.modules.get(top)
-    spec = getattr(module, "__spec__", None)
+def origins(module: str) -> list[Path]:
+    """The file of a module, or of the outermost package with a file that it is in; else the folders
+    of the package without one. Empty if no file holds it. Nothing is imported."""
+    top, *inner = module.split(".")
+    spec = getattr(sys.modules.get(top), "__spec__", None)
     if spec is None:
         try:
             spec = importlib.util.find_spec(top)
         except (ImportError, ValueError):
-            return None
-    if spec is None:
-        return None
-    if spec.origin and spec.has_location:
-        return Path(spec.origin)
-    places = list(spec.submodule_search_locations or ())
-    return Path(places[0]) if places else None
+            return []
+    file, folders = _places([spec])
+    name = top
+    for part in inner:
+        if file is not None:
+            break
+        name = f"{name}.{part}"
+        file, deeper = _places(_specs_in(name, folders))
+        if file is None and not deeper:
+            break  # a name in the package, or nothing
+        folders = deeper
+    return [file] if file is not None else [Path(folder) for folder in folders]
+
+
+def _places(specs: Iterable[ModuleSpec | None]) -> tuple[Path | None, list[str]]:
+    folders: list[str] = []
+    for spec in specs:
+        if spec is not None:
+            if spec.origin and spec.has_location:
+                return Path(spec.origin), []
+            folders += spec.submodule_search_locations or ()
+    return None, folders
+
+
+def _specs_in(name: str, folders: Sequence[str]) -> Iterator[ModuleSpec | None]:
+    """What holds a module of a package without a file, which may not be imported yet."""
+    yield getattr(sys.modules.get(name), "__spec__", None)
+    for hook in sys.meta_path:
+        if hook is not PathFinder:  # which asks the imported package for its folders
+            try:
+                yield hook.find_spec(name, folders)
+            except (ImportError, KeyError):
+                continue
+    for folder in folders:
+        finder = pkgutil.get_importer(folder)
+        if isinstance(finder, FileFinder):
+            yield finder.find_spec(name)
 
 
 def imports_of_file(path: Path) -> Iterator[str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
-from pathlib import Path
+from importlib.metadata import Distribution, distributions
+from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
@@ -17,10 +18,17 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from mlinfra_sdk.environment import builds
-from mlinfra_sdk.environment.imports import imports_of_file, is_standard, origin
+from mlinfra_sdk.environment.imports import imports_of_file, is_standard, origins
 
-# Extras that no user of a package needs, and those that only gather others.
-_NOT_FOR_USE = ("test", "dev", "doc", "lint", "typ", "build", "bench", "example", "ci", "all", "qa")
+# Folders that installers put packages in.
+_PACKAGES = frozenset({"site-packages", "dist-packages"})
+# Extras that no user of a package needs, and those that only gather others, by a word in the name.
+_NOT_FOR_USE = re.compile(
+    r"(?<![a-z])(tests?|testing|dev|devel|develop|development|docs?|documentation|lint|linting|"
+    r"linters?|typ(e|es|ed|ing)|type-?check(ing)?|type-?hints?|build|bench|benchmarks?|"
+    r"benchmarking|examples?|ci|all|qa)(?![a-z])",
+    re.IGNORECASE,
+)
 
 
 @dataclass
@@ -38,16 +46,29 @@ class Pin:
     @property
     def folder(self) -> Path | None:
         """The project or archive on this disk that it was installed from."""
-        parts = urlsplit(self.direct)
-        return Path(url2pathname(unquote(parts.path))) if parts.scheme == "file" else None
+        return _on_disk(self.direct)
+
+
+def _on_disk(url: str) -> Path | None:
+    parts = urlsplit(url)
+    return Path(url2pathname(unquote(parts.path))) if parts.scheme == "file" else None
 
 
 def find(name: str) -> Distribution | None:
     """The distribution of this name, if it is installed."""
+    found = list(Distribution.discover(name=name)) if name else []
+    if len(found) > 1:  # what a build has left in a project's folder comes first on the path there
+        found.sort(key=lambda it: it.read_text("RECORD") is None)
+    return found[0] if found else None
+
+
+def _stated(found: Distribution, key: str) -> str:
+    """A field of its metadata; empty if that lacks it or is gone, as after a broken removal."""
     try:
-        return distribution(name)
-    except (PackageNotFoundError, ValueError):
-        return None
+        values = found.metadata.get_all(key)
+    except (OSError, TypeError):  # by version of Python
+        values = None
+    return str(values[0]) if values else ""
 
 
 def direct_url(found: Distribution) -> dict[str, Any]:
@@ -65,7 +86,37 @@ def _direct(found: Distribution) -> str:
     version_control = content.get("vcs_info")
     if isinstance(version_control, dict):
         return f"{version_control['vcs']}+{url}@{version_control['commit_id']}"
+    place = _on_disk(url)
+    if place is not None and not _is_editable(content) and not place.exists():
+        return ""  # conda names a folder of its build machines: an index may have that version
     return url
+
+
+def _is_editable(content: Mapping[str, Any]) -> bool:
+    return bool(content.get("dir_info", {}).get("editable"))
+
+
+@dataclass
+class _Editable:
+    """A project whose modules are imported from where they are written."""
+
+    name: str
+    project: Path
+    on_path: list[Path] = field(default_factory=list)
+    """Folders that it puts on the path."""
+    by_hook: bool = False
+    """Whether its modules are found by code of its own, which does not say which they are."""
+
+    def brings(self, module: str, place: Path) -> bool:
+        """Whether a module that lies at ``place`` is its."""
+        if self.by_hook and _is_in(place, self.project):
+            return True
+        stem = place.with_name(place.name.partition(".")[0])
+        if stem.name == "__init__":
+            stem = stem.parent
+        names = tuple(module.split("."))
+        inner = [stem.relative_to(it).parts for it in self.on_path if stem.is_relative_to(it)]
+        return any(it and it == names[: len(it)] for it in inner)
 
 
 class Sources:
@@ -75,7 +126,7 @@ class Sources:
         self._state: object = None
         self._modules: dict[str, frozenset[str]] = {}
         self._by_module: dict[str, set[str]] | None = None
-        self._editable: dict[str, str] | None = None
+        self._editable: dict[str, _Editable] | None = None
 
     def distributions_for(self, modules: Iterable[str]) -> dict[str, str]:
         """The installed distributions that bring these modules, and the modules of the workspace
@@ -87,7 +138,7 @@ class Sources:
         found: dict[str, str] = {}
         waiting = list(modules)
         looked_at: set[str] = set()
-        looked_through: set[str] = set()
+        looked_through: set[Path] = set()
         while waiting:
             module = waiting.pop()
             if module in looked_at or is_standard(module):
@@ -98,45 +149,97 @@ class Sources:
                 names = self._modules[module] = frozenset(self._owners(module))
             for name in names:
                 found.setdefault(name, module)
-            top = module.partition(".")[0]
-            if not names and top not in looked_through:
-                looked_through.add(top)
-                place = origin(top)
-                if place is not None and place.suffix in (".py", ""):
-                    waiting += imports_of_file(place)
+            if self._is_written_here(names):
+                for place in _to_look_through(module):
+                    if place not in looked_through:
+                        looked_through.add(place)
+                        waiting += imports_of_file(place)
         return found
 
     def _owners(self, module: str) -> list[str]:
+        places = origins(module)
+        editable = self._editables().values()
+        edited = [it.name for it in editable if any(it.brings(module, place) for place in places)]
+        if edited and places[0].is_file():
+            return edited
         top = module.partition(".")[0]
-        namesake = find(top)
-        if namesake is not None and top in _top_levels(namesake):
-            return [canonicalize_name(namesake.name)]
-        if self._by_module is None:
-            self._by_module = {}
-            for found in distributions():
-                for name in _top_levels(found):
-                    self._by_module.setdefault(name, set()).add(canonicalize_name(found.name))
-        names = sorted(self._by_module.get(top, ()))
+        names = sorted(self._by_top_level().get(top, ()))
         if len(names) > 1:  # a package whose parts are distributions
-            names = _most_specific(names, module) or names
-        if not names:
-            place = origin(top)
-            if place is not None:
-                folder = place.parent.parent if place.name == "__init__.py" else place.parent
-                names = [name for name in (self._editables().get(str(folder)),) if name]
-        return names
+            namesake = canonicalize_name(top)
+            names = _most_specific(names, module) or ([namesake] if namesake in names else names)
+        return edited + [name for name in names if self._may_bring(name, places)]
 
-    def _editables(self) -> dict[str, str]:
-        """Folders that editable distributions put on the path, by folder."""
-        if self._editable is None:
-            self._editable = {}
+    def _may_bring(self, name: str, places: list[Path]) -> bool:
+        """Whether a distribution can be what holds a module at one of these places. What else has
+        a module of this name is not what is imported, but say, a file beside the notebook."""
+        found = find(name)
+        folders = [Path(str(found.locate_file("")))] if found is not None else []
+        if name in self._editables():
+            folders.append(self._editables()[name].project)
+        return not places or any(
+            not _PACKAGES.isdisjoint(place.parts) or any(_is_in(place, it) for it in folders)
+            for place in places
+        )
+
+    def _is_written_here(self, names: frozenset[str]) -> bool:
+        """Whether a module that these bring may be the workspace's. A notebook beside a project
+        that is found by a hook has modules of its own there."""
+        editables = self._editables()
+        return all(name in editables and editables[name].by_hook for name in names)
+
+    def _by_top_level(self) -> dict[str, set[str]]:
+        """Names of distributions by each of their top-level modules."""
+        if self._by_module is None:
+            by_module: dict[str, set[str]] = {}
             for found in distributions():
-                if direct_url(found).get("dir_info", {}).get("editable"):
-                    for file in found.files or ():
-                        if file.suffix == ".pth":
-                            for line in file.read_text().splitlines():
-                                self._editable[line.strip()] = canonicalize_name(found.name)
+                name = canonicalize_name(_stated(found, "Name"))
+                for module in _top_levels(found) if name else ():
+                    by_module.setdefault(module, set()).add(name)
+            self._by_module = by_module
+        return self._by_module
+
+    def _editables(self) -> dict[str, _Editable]:
+        """Editable distributions by name."""
+        if self._editable is None:
+            every = [_editable(found) for found in distributions()]
+            self._editable = {it.name: it for it in every if it is not None}
         return self._editable
+
+
+def _editable(found: Distribution) -> _Editable | None:
+    content = direct_url(found)
+    project = _on_disk(str(content.get("url", "")))
+    name = _stated(found, "Name") if _is_editable(content) else ""
+    if project is None or not name:
+        return None
+    made = _Editable(canonicalize_name(name), project)
+    for file in found.files or ():
+        place = Path(str(file.locate()))
+        if place.suffix != ".pth" or not place.is_file():
+            continue
+        for line in place.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith(("import ", "import\t")):
+                made.by_hook = not found.read_text("top_level.txt")
+            elif line.strip():
+                made.on_path.append(place.parent / line.strip())
+    return made
+
+
+def _is_in(place: Path, folder: Path) -> bool:
+    """Whether a module is in the folder, and not in an environment inside it."""
+    for resolve in (os.path.abspath, os.path.realpath):  # either may be by way of a link
+        inner = Path(resolve(place))
+        if inner.is_relative_to(resolve(folder)):
+            return _PACKAGES.isdisjoint(inner.relative_to(resolve(folder)).parts)
+    return False
+
+
+def _to_look_through(module: str) -> list[Path]:
+    """The files of a module of the workspace, or all folders of the package that it is in."""
+    inner = origins(module)
+    outer = origins(module.partition(".")[0])
+    around = [it for it in outer if any(place.is_relative_to(it) for place in inner)]
+    return [place for place in around if place.suffix in (".py", "")]
 
 
 def _state_of_path() -> object:
@@ -158,7 +261,7 @@ def _top_levels(found: Distribution) -> set[str]:
         return set(declared.split())
     lines = (found.read_text("RECORD") or "").splitlines()
     first = {line.partition("/")[0].partition(",")[0] for line in lines}
-    return {name.partition(".")[0] for name in first}
+    return {name.partition(".")[0] for name in first} - {""}  # of ../../bin/script
 
 
 def _most_specific(names: list[str], module: str) -> list[str]:
@@ -168,14 +271,16 @@ def _most_specific(names: list[str], module: str) -> list[str]:
         fitting = [
             name
             for name in names
-            if any(
-                str(file).startswith((f"{stem}/", f"{stem}."))
-                for file in distribution(name).files or ()
-            )
+            if any(str(file).startswith((f"{stem}/", f"{stem}.")) for file in _files(name))
         ]
         if fitting:
             return fitting
     return []
+
+
+def _files(name: str) -> Iterable[PurePath]:
+    found = find(name)
+    return (found.files if found else None) or ()
 
 
 def _requirements(found: Distribution) -> list[Requirement]:
@@ -190,7 +295,8 @@ def _requirements(found: Distribution) -> list[Requirement]:
 
 def closure(roots: Mapping[str, str], markers: Mapping[str, str]) -> dict[str, Pin]:
     """Pins of the roots, each given with who asks for it, and of all that they need on a machine
-    with these markers. What is only needed over there and not installed here is left out."""
+    with these markers. What is only needed over there and not installed here, or without a version
+    here, is left out."""
     pins: dict[str, Pin] = {}
     requirements: dict[str, list[Requirement]] = {}
     waiting = [(name, frozenset[str](), who) for name, who in roots.items()]
@@ -199,9 +305,10 @@ def closure(roots: Mapping[str, str], markers: Mapping[str, str]) -> dict[str, P
         pin = pins.get(name)
         if pin is None:
             found = find(name)
-            if found is None:
+            version = _stated(found, "Version") if found is not None else ""
+            if found is None or not version:
                 continue
-            pin = pins[name] = Pin(name, found.version, who, set(), _direct(found))
+            pin = pins[name] = Pin(name, version, who, set(), _direct(found))
             requirements[name] = _requirements(found)
         elif extras <= pin.extras:
             continue
@@ -220,7 +327,7 @@ def optional(name: str, markers: Mapping[str, str]) -> list[str]:
     if found is None:
         return []
     every = set(found.metadata.get_all("Provides-Extra") or ())
-    extras = {it for it in every if not it.lower().startswith(_NOT_FOR_USE)}
+    extras = {it for it in every if not _NOT_FOR_USE.search(it)}
     needed = {
         canonicalize_name(it.name)
         for it in _requirements(found)

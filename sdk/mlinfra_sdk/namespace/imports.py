@@ -10,7 +10,8 @@ from functools import lru_cache
 
 
 def imports_of(tree: ast.AST) -> set[str]:
-    """Dotted names of all modules that the code may import, by statement or by a constant name."""
+    """Dotted names of all modules that the code may import, by statement or by a constant name;
+    not those that are relative to its own."""
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -23,7 +24,17 @@ def imports_of(tree: ast.AST) -> set[str]:
             name = getattr(function, "id", getattr(function, "attr", ""))
             if name in ("__import__", "import_module") and isinstance(node.args[0].value, str):
                 found.add(node.args[0].value)
-    return found
+            elif name == "run_line_magic" and len(node.args) > 1:
+                found |= _imports_of_magic(node.args[0].value, node.args[1])
+    return {name for name in found if name and not name.startswith(".")}
+
+
+def _imports_of_magic(magic: object, line: ast.expr) -> set[str]:
+    if magic in ("matplotlib", "pylab"):
+        return {"matplotlib", "numpy"} if magic == "pylab" else {"matplotlib"}
+    if magic in ("load_ext", "reload_ext") and isinstance(line, ast.Constant):
+        return {str(line.value).strip()}
+    return set()
 
 
 def imports_of_source(source: bytes) -> set[str]:
