@@ -426,8 +426,12 @@ def test_packages_from_version_control_are_asked_for_by_commit(
 ) -> None:
     vcs = {"vcs": "git", "commit_id": "abc123"}
     install("checkedout", url={"url": "https://host.test/it.git", "vcs_info": vcs})
-    made, _ = recipe(tmp_path, {"checkedout": ""})
+    below = {"url": "https://host.test/it.git", "vcs_info": vcs, "subdirectory": "python"}
+    install("within", url=below)
+    made, _ = recipe(tmp_path, {"checkedout": "", "within": ""})
     assert "checkedout @ git+https://host.test/it.git@abc123" in made.requirements
+    at = "git+https://host.test/it.git@abc123#subdirectory=python"
+    assert f"within @ {at}" in made.requirements
 
 
 def test_a_project_that_is_gone_is_explained(install: Install, tmp_path: Path) -> None:

@@ -85,7 +85,9 @@ def _direct(found: Distribution) -> str:
     url = str(content.get("url", ""))
     version_control = content.get("vcs_info")
     if isinstance(version_control, dict):
-        return f"{version_control['vcs']}+{url}@{version_control['commit_id']}"
+        below = content.get("subdirectory")
+        within = f"#subdirectory={below}" if below else ""
+        return f"{version_control['vcs']}+{url}@{version_control['commit_id']}{within}"
     place = _on_disk(url)
     if place is not None and not _is_editable(content) and not place.exists():
         return ""  # conda names a folder of its build machines: an index may have that version
