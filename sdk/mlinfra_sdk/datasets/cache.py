@@ -13,7 +13,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
@@ -73,21 +73,20 @@ class Cache:
     def has(self, key: str, version: str) -> bool:
         """Whether this version is complete, and nothing has been written to it."""
         folder = self.version(key, version)
-        try:
-            content = self._beside(folder, "manifest").read_bytes()
-            manifest = msgspec.msgpack.decode(content, type=Manifest)
-            for path, (size, modified, _) in manifest.files.items():
-                status = (folder / path).stat()
-                if (status.st_size, status.st_mtime_ns) != (size, modified):
-                    raise FileNotFoundError(path)
-        except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
-            if folder.exists():  # what is still right is taken over from there
-                part = self.part(key, version)
-                if not part.exists():
-                    folder.rename(part)
+        if not folder.is_dir():
             return False
-        os.utime(folder)
-        return True
+        known = _known(self._beside(folder, "manifest"))
+        right = {
+            path for path, facts in (known or {}).items() if _facts(folder / path) == facts[:2]
+        }
+        if known is not None and right == known.keys():
+            os.utime(folder)
+            return True
+        part = self.part(key, version)
+        if not part.exists():  # what is still right is taken over from there
+            _keep(folder, right)
+            folder.rename(part)
+        return False
 
     def part(self, key: str, version: str) -> Path:
         """Where a version is put together."""
@@ -144,10 +143,7 @@ class Cache:
                 raise StoreError(f"{entry.path!r} of the dataset is not there in the end.")
             path.chmod(path.stat().st_mode & 0o555)
             files[entry.path] = (entry.size, path.stat().st_mtime_ns, entry.mark)
-        wanted = {part / entry.path for entry in entries}
-        for path in list(part.rglob("*")):
-            if path.is_file() and path not in wanted:
-                path.unlink()
+        _keep(part, files.keys())
         manifest = self._beside(folder, "manifest")
         manifest.write_bytes(msgspec.msgpack.encode(Manifest(files)))
         shutil.rmtree(folder, ignore_errors=True)
@@ -213,6 +209,31 @@ def _modified(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:  # removed by another process in this moment
         return 0.0
+
+
+def _known(manifest: Path) -> dict[str, tuple[int, int, str]] | None:
+    """The files that a manifest names; None if it cannot be read."""
+    try:
+        return msgspec.msgpack.decode(manifest.read_bytes(), type=Manifest).files
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def _facts(path: Path) -> tuple[int, int] | None:
+    """Size and time of modification; None if it is not there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def _keep(folder: Path, paths: Set[str]) -> None:
+    """Remove all files but these."""
+    wanted = {folder / path for path in paths}
+    for path in list(folder.rglob("*")):
+        if path.is_file() and path not in wanted:
+            path.unlink()
 
 
 def _is(path: Path, size: int) -> bool:

@@ -1,0 +1,60 @@
+"""The cache of datasets, and local folders as datasets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mlinfra_sdk.datasets.cache import Cache, Entry, key_of, version_of
+
+KEY = key_of("somewhere")
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "cache")
+
+
+def listed(files: dict[str, bytes], marks: str = "") -> tuple[str, list[Entry]]:
+    """A version of these files and their entries."""
+    entries = [Entry(path, len(data), f"{path}{marks}") for path, data in files.items()]
+    return version_of(entries), entries
+
+
+def write(cache: Cache, version: str, entries: list[Entry], files: dict[str, bytes]) -> list[str]:
+    """Write what is missing; gives the paths."""
+    missing = cache.begin(KEY, version, entries)
+    for entry in missing:
+        path = cache.part(KEY, version) / entry.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(files[entry.path])
+    return [entry.path for entry in missing]
+
+
+def bring(cache: Cache, files: dict[str, bytes], marks: str = "") -> tuple[str, list[str]]:
+    """Have this version; gives its name, and the paths of what was missing."""
+    version, entries = listed(files, marks)
+    missing = write(cache, version, entries, files)
+    cache.finish(KEY, version, entries)
+    assert cache.has(KEY, version)
+    return version, missing
+
+
+def test_what_was_written_to_is_replaced_also_if_its_size_is_the_same(cache: Cache) -> None:
+    files = {"a": b"right", "b/c": b"right"}
+    version, _ = bring(cache, files)
+    path = cache.version(KEY, version) / "a"
+    path.chmod(0o600)
+    path.write_bytes(b"wrong")
+    assert not cache.has(KEY, version)
+    assert bring(cache, files) == (version, ["a"])
+    assert path.read_bytes() == b"right"
+
+
+def test_nothing_is_right_when_the_manifest_is_damaged(cache: Cache) -> None:
+    version, _ = bring(cache, {"a": b"right"})
+    folder = cache.version(KEY, version)
+    folder.with_name(f"{version}.manifest").write_bytes(b"?")
+    assert not cache.has(KEY, version)
+    assert bring(cache, {"a": b"right"}) == (version, ["a"])
