@@ -58,3 +58,22 @@ def test_nothing_is_right_when_the_manifest_is_damaged(cache: Cache) -> None:
     folder.with_name(f"{version}.manifest").write_bytes(b"?")
     assert not cache.has(KEY, version)
     assert bring(cache, {"a": b"right"}) == (version, ["a"])
+
+
+def test_two_that_bring_the_same_version_at_once(cache: Cache) -> None:
+    files = {"a": b"1", "b": b"2"}
+    version, entries = listed(files)
+    assert write(cache, version, entries, files) == ["a", "b"]
+    cache.finish(KEY, version, entries)
+    inode = cache.version(KEY, version).stat().st_ino
+    cache.finish(KEY, version, entries)
+    write(cache, version, entries, files)
+    cache.finish(KEY, version, entries)
+    assert cache.version(KEY, version).stat().st_ino == inode, "it may be in use"
+    assert not cache.part(KEY, version).exists()
+
+
+def test_an_empty_dataset(cache: Cache) -> None:
+    version, entries = listed({})
+    folder = cache.finish(KEY, version, entries)
+    assert cache.has(KEY, version) and list(folder.iterdir()) == []

@@ -80,8 +80,10 @@ class Cache:
             path for path, facts in (known or {}).items() if _facts(folder / path) == facts[:2]
         }
         if known is not None and right == known.keys():
-            os.utime(folder)
-            return True
+            with suppress(FileNotFoundError):  # evicted in this moment
+                os.utime(folder)
+                return True
+            return False
         part = self.part(key, version)
         if not part.exists():  # what is still right is taken over from there
             _keep(folder, right)
@@ -134,8 +136,13 @@ class Cache:
                         yield path, size, mark, file
 
     def finish(self, key: str, version: str, entries: list[Entry]) -> Path:
-        """All files are there: make the version complete, in one step."""
+        """All files are there: make the version complete, in one step. It stays as it is if it is
+        complete already, since another client may have been faster."""
         part, folder = self.part(key, version), self.version(key, version)
+        if self.has(key, version):
+            shutil.rmtree(part, ignore_errors=True)
+            return folder
+        part.mkdir(mode=0o700, parents=True, exist_ok=True)  # nothing began an empty one
         files = {}
         for entry in entries:
             path = part / entry.path
@@ -152,7 +159,8 @@ class Cache:
 
     @contextmanager
     def fetching(self, key: str) -> Iterator[None]:
-        """Nobody else fetches this dataset meanwhile."""
+        """Nobody else, be it in this process or in another one, puts together this dataset
+        meanwhile."""
         folder = self.root / _plain(key)
         folder.mkdir(mode=0o700, exist_ok=True)
         with open(folder / "fetch.lock", "wb") as file:

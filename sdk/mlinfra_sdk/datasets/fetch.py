@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from blake3 import blake3
 
 from mlinfra_sdk.datasets.cache import Cache, Entry, key_of, version_of
 from mlinfra_sdk.datasets.remotes import Remote, explained, open_remote
@@ -85,7 +86,7 @@ def _fetch_file(
     remote: Remote, name: str, path: Path, entry: Entry, moved: Callable[[int], None], url: str
 ) -> None:
     """Go on with a file where an earlier try was cut."""
-    partial = path.with_name(f".{path.name}.fetching")
+    partial = _partial(path)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with open(partial, "ab") as file:
         have = file.tell()
@@ -105,6 +106,12 @@ def _fetch_file(
             hint="It was damaged on its way, or is being changed; run the cell again.",
         )
     partial.replace(path)
+
+
+def _partial(path: Path) -> Path:
+    """Where a file is while it is fetched; its own name may be too long to have more added."""
+    name = blake3(os.fsencode(path.name)).hexdigest(8)
+    return path.with_name(f".{name}.fetching")
 
 
 def _explaining(pieces: Iterator[bytes], url: str) -> Iterator[bytes]:
