@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mlinfra_sdk.datasets.cache import Cache, Entry, key_of, version_of
+from mlinfra_sdk.datasets.local import Folder
+from mlinfra_sdk.errors import RequestError
 
 KEY = key_of("somewhere")
 
@@ -77,3 +83,56 @@ def test_an_empty_dataset(cache: Cache) -> None:
     version, entries = listed({})
     folder = cache.finish(KEY, version, entries)
     assert cache.has(KEY, version) and list(folder.iterdir()) == []
+
+
+# Local folders
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    (tmp_path / "set").mkdir()
+    return Folder(tmp_path / "set", tmp_path / "index")
+
+
+def test_another_file_with_the_same_size_and_time_is_read_again(
+    folder: Folder, tmp_path: Path
+) -> None:
+    path = tmp_path / "set/labels.csv"
+    path.write_text("old")
+    os.utime(path, (1, 1))
+    before = folder.scan()
+    assert folder.scan() == before
+    time.sleep(0.05)  # the clock of file systems ticks
+    path.write_text("new")
+    os.utime(path, (1, 1))
+    assert folder.scan() != before
+
+
+def test_a_name_that_is_not_utf_8(folder: Folder, tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/set/caf\xe9")).touch()
+    with pytest.raises(RequestError, match=r"caf\\xe9.* not UTF-8"):
+        folder.scan()
+
+
+def test_what_may_not_be_read_is_not_left_out_silently(
+    folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "set/open").mkdir()
+    (tmp_path / "set/open/a").touch()
+    (tmp_path / "set/linked").symlink_to("open")
+    (tmp_path / "set/broken").symlink_to("nowhere")
+    assert [file.path for file in folder.scan()] == ["open/a"]
+    scan, look = os.scandir, os.stat
+
+    def refused(path: Any) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", lambda it: refused(it) if it.endswith("open") else scan(it))
+    with pytest.raises(RequestError, match="set/open cannot be read"):
+        folder.scan()
+    monkeypatch.undo()
+    monkeypatch.setattr(
+        os, "stat", lambda it, **k: refused(it) if str(it).endswith("/a") else look(it, **k)
+    )
+    with pytest.raises(RequestError, match="set/open/a cannot be read"):
+        folder.scan()
