@@ -5,14 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mlinfra_sdk.datasets import cache as cache_module
 from mlinfra_sdk.datasets.cache import Cache, Entry, key_of, version_of
 from mlinfra_sdk.datasets.local import Folder
-from mlinfra_sdk.errors import RequestError
+from mlinfra_sdk.errors import RequestError, StoreError
 
 KEY = key_of("somewhere")
 
@@ -83,6 +85,41 @@ def test_an_empty_dataset(cache: Cache) -> None:
     version, entries = listed({})
     folder = cache.finish(KEY, version, entries)
     assert cache.has(KEY, version) and list(folder.iterdir()) == []
+
+
+def test_room_is_made_by_two_processes_at_once(tmp_path: Path) -> None:
+    for number in range(40):
+        bring(Cache(tmp_path), {"f": b"x"}, str(number))
+
+    def evict(_: int) -> None:
+        with pytest.raises(StoreError, match="does not fit"):
+            Cache(tmp_path).evict(1 << 60)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(evict, range(4)))
+    assert list(tmp_path.glob("*/*/*")) == []
+
+
+def test_room_is_made_by_what_was_left_behind_first(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version, _ = bring(cache, {"f": b"x"})
+    other, entries = listed({"f": b"y"}, "other")
+    cache.begin(KEY, other, entries)
+    gone = cache.version(KEY, version).with_name("x.1.gone")
+    gone.mkdir()
+
+    def evict(*rooms: float) -> None:
+        room = iter(rooms)
+        monkeypatch.setattr(cache, "_room", lambda least_free: next(room))
+        cache.evict(1)
+
+    evict(0, 1, 1)
+    assert not gone.exists() and cache.part(KEY, other).exists()
+    monkeypatch.setattr(cache_module, "_ABANDONED_S", -1.0)
+    evict(0, 1, 1)
+    assert not cache.part(KEY, other).exists()
+    assert cache.has(KEY, version)
 
 
 # Local folders

@@ -12,7 +12,7 @@ import pytest
 
 from mlinfra_sdk.datasets import remotes
 from mlinfra_sdk.datasets.cache import Cache, key_of
-from mlinfra_sdk.datasets.fetch import Order, fetch
+from mlinfra_sdk.datasets.fetch import Order, Told, fetch
 from mlinfra_sdk.errors import StoreError
 
 
@@ -101,3 +101,22 @@ def test_a_file_that_is_changed_while_it_is_fetched(
     with pytest.raises(StoreError, match="being changed"):
         bring(url, tmp_path)
     assert bring(url, tmp_path) == b"2" * 100
+
+
+@pytest.mark.parametrize("url", [Changing], indirect=True)
+def test_what_has_been_fetched_needs_no_more_room(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Changing, "content", b"2" * 100)
+    needed: list[int] = []
+    monkeypatch.setattr(Cache, "evict", lambda self, size: needed.append(size))
+
+    def end(told: Told) -> None:
+        if told.done:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(remotes, "_PIECE", 30)
+    with pytest.raises(KeyboardInterrupt):
+        fetch(Order(url, str(tmp_path)), end)
+    assert bring(url, tmp_path) == b"2" * 100
+    assert needed == [100, 70]

@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Iterator, Set
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 import msgspec
@@ -23,6 +24,7 @@ from blake3 import blake3
 from mlinfra_sdk.errors import RequestError, StoreError
 
 _LEAST_FREE = 0.1
+_ABANDONED_S = 86400.0
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -103,6 +105,7 @@ class Cache:
         older version that have the same marks are taken over."""
         part = self.part(key, version)
         part.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.utime(part)  # it is not abandoned
         older = {(path, size, mark): file for path, size, mark, file in self._others(key)}
         missing = []
         for entry in entries:
@@ -175,15 +178,14 @@ class Cache:
         return fd
 
     def evict(self, needed: int, least_free: float = _LEAST_FREE) -> int:
-        """Remove versions, the least recently used first, until there is room for ``needed`` bytes
-        and a share of the disk stays free. Those in use stay. Gives the bytes freed, and raises
-        :class:`StoreError` if there still is no room."""
+        """Remove what was left behind, then versions, the least recently used first, until there
+        is room for ``needed`` bytes and a share of the disk stays free. Those in use stay. Gives
+        the bytes freed, and raises :class:`StoreError` if there still is no room."""
         freed = 0
-        versions = [it for it in self.root.glob("*/*") if it.is_dir() and "." not in it.name]
-        for folder in sorted(versions, key=lambda it: it.stat().st_mtime):
+        for folder in chain(self._abandoned(), self._versions()):
             if self._room(least_free) >= needed:
                 break
-            freed += self._remove(folder)
+            freed += self._delete(folder) if folder.suffix else self._remove(folder)
         if self._room(0.0) < needed:
             raise StoreError(
                 f"A dataset of {needed} bytes does not fit on the disk of {self.root}.",
@@ -195,6 +197,24 @@ class Cache:
         disk = os.statvfs(self.root)
         return (disk.f_bavail - least_free * disk.f_blocks) * disk.f_frsize
 
+    def _abandoned(self) -> Iterator[Path]:
+        """What an ended process had begun to remove, or to put together."""
+        yield from self.root.glob("*/*.gone")
+        for part in self.root.glob("*/*.part"):
+            if time.time() - _touched(part) > _ABANDONED_S:
+                yield part
+
+    def _versions(self) -> list[Path]:
+        """The least recently used first."""
+        found = [it for it in self.root.glob("*/*") if it.is_dir() and not it.suffix]
+        return sorted(found, key=_modified)
+
+    def _delete(self, folder: Path) -> int:
+        before = os.statvfs(self.root).f_bavail
+        shutil.rmtree(folder, ignore_errors=True)
+        after = os.statvfs(self.root)
+        return max(0, (after.f_bavail - before) * after.f_frsize)
+
     def _remove(self, folder: Path) -> int:
         lock = self._beside(folder, "lock")
         with open(os.open(lock, os.O_RDWR | os.O_CREAT, 0o600), "wb") as file:
@@ -202,14 +222,13 @@ class Cache:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return 0
-            before = os.statvfs(self.root).f_bavail
             away = self._beside(folder, f"{time.time_ns()}.gone")
-            folder.rename(away)
-            self._beside(folder, "manifest").unlink(missing_ok=True)
-            shutil.rmtree(away, ignore_errors=True)
+            with suppress(FileNotFoundError):  # another process may have been faster
+                folder.rename(away)
+                self._beside(folder, "manifest").unlink(missing_ok=True)
+            freed = self._delete(away)
             lock.unlink(missing_ok=True)
-            after = os.statvfs(self.root)
-            return max(0, (after.f_bavail - before) * after.f_frsize)
+            return freed
 
 
 def _modified(path: Path) -> float:
@@ -217,6 +236,16 @@ def _modified(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:  # removed by another process in this moment
         return 0.0
+
+
+def _touched(folder: Path) -> float:
+    """When anything in a folder was changed last."""
+    newest = 0.0
+    for place, _, names in os.walk(folder):
+        for path in (place, *(os.path.join(place, name) for name in names)):
+            with suppress(FileNotFoundError):  # removed by another process in this moment
+                newest = max(newest, os.lstat(path).st_ctime)
+    return newest
 
 
 def _known(manifest: Path) -> dict[str, tuple[int, int, str]] | None:
