@@ -12,6 +12,7 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,6 +27,7 @@ from mlinfra_sdk.datasets.cache import Cache, Entry, key_of, version_of
 from mlinfra_sdk.datasets.local import Folder
 from mlinfra_sdk.errors import MlinfraError, RequestError, StoreError
 from mlinfra_sdk.machines.client import AgentClient
+from mlinfra_sdk.machines.datasets import Placed
 from mlinfra_sdk.objects.store import CHUNK_SIZE
 from mlinfra_sdk.worker import messages as m
 
@@ -177,6 +179,29 @@ def test_two_clients_that_bring_the_same_file_at_once(
     monkeypatch.setattr(AgentClient, "upload", while_the_other_one_ends)
     use(far, "./two")
     assert found(far, "two") == files
+
+
+def test_two_clients_that_bring_the_same_dataset_at_once(far: Client) -> None:
+    write(Path("both"), {str(number): random_bytes(100, number) for number in range(300)})
+    (source,) = sources.parse("./both")
+    use(far, "")
+    far.run("1").get()
+    assert far.session._client is not None
+
+    def place(client: AgentClient) -> None:
+        Placed().place(client, (source,), lambda done, total: None, Path.cwd())
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(place, [far.session._client] * 4))
+
+
+def test_an_empty_folder_and_a_long_name(far: Client) -> None:
+    Path("hollow").mkdir()
+    use(far, "./hollow")
+    assert found(far, "hollow") == {}
+    files = write(Path("long"), {"n" * 255: b"1"})
+    use(far, "./long")
+    assert found(far, "long") == files
 
 
 def test_one_local_file_under_another_name(far: Client, place: Path) -> None:

@@ -13,8 +13,9 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 import msgspec
@@ -23,6 +24,7 @@ from blake3 import blake3
 from mlinfra_sdk.errors import RequestError, StoreError
 
 _LEAST_FREE = 0.1
+_ABANDONED_S = 86400.0
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -73,21 +75,22 @@ class Cache:
     def has(self, key: str, version: str) -> bool:
         """Whether this version is complete, and nothing has been written to it."""
         folder = self.version(key, version)
-        try:
-            content = self._beside(folder, "manifest").read_bytes()
-            manifest = msgspec.msgpack.decode(content, type=Manifest)
-            for path, (size, modified, _) in manifest.files.items():
-                status = (folder / path).stat()
-                if (status.st_size, status.st_mtime_ns) != (size, modified):
-                    raise FileNotFoundError(path)
-        except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
-            if folder.exists():  # what is still right is taken over from there
-                part = self.part(key, version)
-                if not part.exists():
-                    folder.rename(part)
+        if not folder.is_dir():
             return False
-        os.utime(folder)
-        return True
+        known = _known(self._beside(folder, "manifest"))
+        right = {
+            path for path, facts in (known or {}).items() if _facts(folder / path) == facts[:2]
+        }
+        if known is not None and right == known.keys():
+            with suppress(FileNotFoundError):  # evicted in this moment
+                os.utime(folder)
+                return True
+            return False
+        part = self.part(key, version)
+        if not part.exists():  # what is still right is taken over from there
+            _keep(folder, right)
+            folder.rename(part)
+        return False
 
     def part(self, key: str, version: str) -> Path:
         """Where a version is put together."""
@@ -102,6 +105,7 @@ class Cache:
         older version that have the same marks are taken over."""
         part = self.part(key, version)
         part.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.utime(part)  # it is not abandoned
         older = {(path, size, mark): file for path, size, mark, file in self._others(key)}
         missing = []
         for entry in entries:
@@ -135,8 +139,13 @@ class Cache:
                         yield path, size, mark, file
 
     def finish(self, key: str, version: str, entries: list[Entry]) -> Path:
-        """All files are there: make the version complete, in one step."""
+        """All files are there: make the version complete, in one step. It stays as it is if it is
+        complete already, since another client may have been faster."""
         part, folder = self.part(key, version), self.version(key, version)
+        if self.has(key, version):
+            shutil.rmtree(part, ignore_errors=True)
+            return folder
+        part.mkdir(mode=0o700, parents=True, exist_ok=True)  # nothing began an empty one
         files = {}
         for entry in entries:
             path = part / entry.path
@@ -144,10 +153,7 @@ class Cache:
                 raise StoreError(f"{entry.path!r} of the dataset is not there in the end.")
             path.chmod(path.stat().st_mode & 0o555)
             files[entry.path] = (entry.size, path.stat().st_mtime_ns, entry.mark)
-        wanted = {part / entry.path for entry in entries}
-        for path in list(part.rglob("*")):
-            if path.is_file() and path not in wanted:
-                path.unlink()
+        _keep(part, files.keys())
         manifest = self._beside(folder, "manifest")
         manifest.write_bytes(msgspec.msgpack.encode(Manifest(files)))
         shutil.rmtree(folder, ignore_errors=True)
@@ -156,7 +162,8 @@ class Cache:
 
     @contextmanager
     def fetching(self, key: str) -> Iterator[None]:
-        """Nobody else fetches this dataset meanwhile."""
+        """Nobody else, be it in this process or in another one, puts together this dataset
+        meanwhile."""
         folder = self.root / _plain(key)
         folder.mkdir(mode=0o700, exist_ok=True)
         with open(folder / "fetch.lock", "wb") as file:
@@ -171,15 +178,14 @@ class Cache:
         return fd
 
     def evict(self, needed: int, least_free: float = _LEAST_FREE) -> int:
-        """Remove versions, the least recently used first, until there is room for ``needed`` bytes
-        and a share of the disk stays free. Those in use stay. Gives the bytes freed, and raises
-        :class:`StoreError` if there still is no room."""
+        """Remove what was left behind, then versions, the least recently used first, until there
+        is room for ``needed`` bytes and a share of the disk stays free. Those in use stay. Gives
+        the bytes freed, and raises :class:`StoreError` if there still is no room."""
         freed = 0
-        versions = [it for it in self.root.glob("*/*") if it.is_dir() and "." not in it.name]
-        for folder in sorted(versions, key=lambda it: it.stat().st_mtime):
+        for folder in chain(self._abandoned(), self._versions()):
             if self._room(least_free) >= needed:
                 break
-            freed += self._remove(folder)
+            freed += self._delete(folder) if folder.suffix else self._remove(folder)
         if self._room(0.0) < needed:
             raise StoreError(
                 f"A dataset of {needed} bytes does not fit on the disk of {self.root}.",
@@ -191,6 +197,24 @@ class Cache:
         disk = os.statvfs(self.root)
         return (disk.f_bavail - least_free * disk.f_blocks) * disk.f_frsize
 
+    def _abandoned(self) -> Iterator[Path]:
+        """What an ended process had begun to remove, or to put together."""
+        yield from self.root.glob("*/*.gone")
+        for part in self.root.glob("*/*.part"):
+            if time.time() - _touched(part) > _ABANDONED_S:
+                yield part
+
+    def _versions(self) -> list[Path]:
+        """The least recently used first."""
+        found = [it for it in self.root.glob("*/*") if it.is_dir() and not it.suffix]
+        return sorted(found, key=_modified)
+
+    def _delete(self, folder: Path) -> int:
+        before = os.statvfs(self.root).f_bavail
+        shutil.rmtree(folder, ignore_errors=True)
+        after = os.statvfs(self.root)
+        return max(0, (after.f_bavail - before) * after.f_frsize)
+
     def _remove(self, folder: Path) -> int:
         lock = self._beside(folder, "lock")
         with open(os.open(lock, os.O_RDWR | os.O_CREAT, 0o600), "wb") as file:
@@ -198,14 +222,13 @@ class Cache:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return 0
-            before = os.statvfs(self.root).f_bavail
             away = self._beside(folder, f"{time.time_ns()}.gone")
-            folder.rename(away)
-            self._beside(folder, "manifest").unlink(missing_ok=True)
-            shutil.rmtree(away, ignore_errors=True)
+            with suppress(FileNotFoundError):  # another process may have been faster
+                folder.rename(away)
+                self._beside(folder, "manifest").unlink(missing_ok=True)
+            freed = self._delete(away)
             lock.unlink(missing_ok=True)
-            after = os.statvfs(self.root)
-            return max(0, (after.f_bavail - before) * after.f_frsize)
+            return freed
 
 
 def _modified(path: Path) -> float:
@@ -213,6 +236,41 @@ def _modified(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:  # removed by another process in this moment
         return 0.0
+
+
+def _touched(folder: Path) -> float:
+    """When anything in a folder was changed last."""
+    newest = 0.0
+    for place, _, names in os.walk(folder):
+        for path in (place, *(os.path.join(place, name) for name in names)):
+            with suppress(FileNotFoundError):  # removed by another process in this moment
+                newest = max(newest, os.lstat(path).st_ctime)
+    return newest
+
+
+def _known(manifest: Path) -> dict[str, tuple[int, int, str]] | None:
+    """The files that a manifest names; None if it cannot be read."""
+    try:
+        return msgspec.msgpack.decode(manifest.read_bytes(), type=Manifest).files
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def _facts(path: Path) -> tuple[int, int] | None:
+    """Size and time of modification; None if it is not there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def _keep(folder: Path, paths: Set[str]) -> None:
+    """Remove all files but these."""
+    wanted = {folder / path for path in paths}
+    for path in list(folder.rglob("*")):
+        if path.is_file() and path not in wanted:
+            path.unlink()
 
 
 def _is(path: Path, size: int) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from blake3 import blake3
 
 from mlinfra_sdk.datasets.cache import Cache, Entry, key_of, version_of
 from mlinfra_sdk.datasets.remotes import Remote, explained, open_remote
@@ -64,7 +65,8 @@ def fetch(order: Order, tell: Callable[[Told], None]) -> Told:
             return Told(version=version, file=file)
         missing = {entry.path for entry in cache.begin(key, version, listed)}
         total = sum(entry.size for entry in listed if entry.path in missing)
-        cache.evict(total)
+        part = cache.part(key, version)
+        cache.evict(total - sum(_have(part / path) for path in missing))
         done = 0
         tell(Told(done, total))
 
@@ -73,7 +75,6 @@ def fetch(order: Order, tell: Callable[[Told], None]) -> Told:
             done += size
             tell(Told(done, total))
 
-        part = cache.part(key, version)
         for entry, name in entries:
             if entry.path in missing:
                 _fetch_file(remote, name, part / entry.path, entry, moved, order.url)
@@ -85,7 +86,7 @@ def _fetch_file(
     remote: Remote, name: str, path: Path, entry: Entry, moved: Callable[[int], None], url: str
 ) -> None:
     """Go on with a file where an earlier try was cut."""
-    partial = path.with_name(f".{path.name}.fetching")
+    partial = _partial(path)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with open(partial, "ab") as file:
         have = file.tell()
@@ -105,6 +106,20 @@ def _fetch_file(
             hint="It was damaged on its way, or is being changed; run the cell again.",
         )
     partial.replace(path)
+
+
+def _partial(path: Path) -> Path:
+    """Where a file is while it is fetched; its own name may be too long to have more added."""
+    name = blake3(os.fsencode(path.name)).hexdigest(8)
+    return path.with_name(f".{name}.fetching")
+
+
+def _have(path: Path) -> int:
+    """Bytes of a file that an earlier try has fetched."""
+    try:
+        return _partial(path).stat().st_size
+    except OSError:
+        return 0
 
 
 def _explaining(pieces: Iterator[bytes], url: str) -> Iterator[bytes]:

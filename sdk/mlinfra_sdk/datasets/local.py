@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 from blake3 import blake3
@@ -34,6 +36,8 @@ class File(msgspec.Struct, frozen=True):
 class _Known(msgspec.Struct, array_like=True):
     size: int
     modified: int
+    changed: int
+    """Tells of another content also where ``cp -p`` has kept size and time of modification."""
     inode: int
     chunks: list[bytes]
 
@@ -55,7 +59,9 @@ class Folder:
             )
 
     def scan(self) -> list[File]:
-        """All files, in the order of their paths. Links are followed to files, not to folders."""
+        """All files, in the order of their paths. Links are followed to files, not to folders;
+        those to folders and to nothing are left out. Raises :class:`RequestError` for what may
+        not be read, and for names that are not UTF-8."""
         self.check()
         known = self._load()
         with ThreadPoolExecutor(_THREADS) as pool:
@@ -70,14 +76,14 @@ class Folder:
 
     def _paths(self) -> list[str]:
         if self._root.is_file():
-            return [self._root.name]
+            return [_named(self._root.name)]
         found = []
-        for folder, folders, names in os.walk(self._root):
+        for folder, folders, names in os.walk(self._root, onerror=_refuse):
             folders.sort()
             found += [
-                os.path.relpath(os.path.join(folder, name), self._root)
+                _named(os.path.relpath(os.path.join(folder, name), self._root))
                 for name in sorted(names)
-                if os.path.isfile(os.path.join(folder, name))
+                if _is_file(os.path.join(folder, name))
             ]
         return found
 
@@ -89,8 +95,8 @@ class Folder:
         try:
             status = place.stat()
             state = known.get(path)
-            facts = (status.st_size, status.st_mtime_ns, status.st_ino)
-            if state is None or (state.size, state.modified, state.inode) != facts:
+            facts = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+            if state is None or facts != (state.size, state.modified, state.changed, state.inode):
                 state = _Known(*facts, list(_digests(place)))
         except OSError as error:
             raise RequestError(f"{place} cannot be read: {error.strerror}.") from None
@@ -128,6 +134,31 @@ class Folder:
     def size(self, digest: bytes) -> int:
         """Bytes of a chunk."""
         return self._places[digest][2]
+
+
+def _named(path: str) -> str:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise RequestError(
+            f"A dataset cannot have the file {os.fsencode(path)!r}: its name is not UTF-8.",
+            hint="Rename it.",
+        ) from None
+    return path
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except PermissionError as error:
+        _refuse(error)
+    except OSError:  # a link to nothing, or a file that has been removed in this moment
+        return False
+
+
+def _refuse(error: OSError) -> NoReturn:
+    name = os.fsencode(error.filename).decode(errors="backslashreplace")
+    raise RequestError(f"{name} cannot be read: {error.strerror}.") from None
 
 
 def _digests(path: Path) -> Iterator[bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import importlib
 import re
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ _PIECE = 8 << 20
 _THREADS = 8
 _PATIENCE_S = 60.0
 _TRIES = 5
+_PAUSE_S = 0.5
 _MARKS = (
     *("VersionId", "ETag", "etag", "md5Hash", "generation", "blob_id", "sha256"),
     *("Content-MD5", "LastModified", "Last-Modified", "last_modified", "updated", "mtime"),
@@ -56,10 +58,14 @@ class _Http:
 
     def __init__(self, url: str) -> None:
         self._url = url
+        self._tag = ""
+        """Of the content that is listed, unless that may have another one with the same tag."""
 
     def listing(self) -> list[tuple[Entry, str]]:
         with self._request("HEAD", {}) as reply:
             size = reply.headers.get("Content-Length")
+            tag = reply.headers.get("ETag", "")
+            self._tag = tag if tag.startswith('"') else ""
             found = ((key, reply.headers.get(key)) for key in _MARKS)
             mark = next((f"{key}={value}" for key, value in found if value), "")
         if size is None:
@@ -69,16 +75,21 @@ class _Http:
 
     def pieces(self, name: str, start: int, size: int) -> Iterator[bytes]:
         tries = 0
+        same = {"If-Range": self._tag} if self._tag else {}
         while start < size:
             try:
-                with self._request("GET", {"Range": f"bytes={start}-"}) as reply:
+                with self._request("GET", {"Range": f"bytes={start}-", **same}) as reply:
+                    if self._tag and reply.headers.get("ETag", self._tag) != self._tag:
+                        raise StoreError(
+                            f"{self._url} is being changed.", hint="Run the cell again."
+                        )
                     skip = start if reply.status == 200 else 0  # it does not take ranges
                     while piece := reply.read(_PIECE):
-                        tries = 0
                         rest = piece[min(skip, len(piece)) :]
                         skip -= len(piece) - len(rest)
                         start += len(rest)
                         if rest:
+                            tries = 0
                             yield rest
                 if start < size:
                     raise http.client.IncompleteRead(b"", size - start)
@@ -88,6 +99,7 @@ class _Http:
                 tries += 1
                 if tries == _TRIES:
                     raise
+                time.sleep(_PAUSE_S * tries)
 
     def _request(self, method: str, headers: dict[str, str]) -> Any:
         request = urllib.request.Request(

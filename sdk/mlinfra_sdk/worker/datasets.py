@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +27,8 @@ from mlinfra_sdk.worker.folder import Config
 from mlinfra_sdk.worker.readers import packages_for
 
 logger = logging.getLogger(__name__)
+
+_InThread = m.UseDataset | m.OfferFiles | m.WriteFiles | m.FinishDataset
 
 _TELL_EVERY = 0.5
 _decode_told = msgspec.json.Decoder(Told).decode
@@ -82,11 +85,15 @@ class Datasets:
                 if not self._config.shared_fs:
                     raise RequestError("This machine does not share its folders.")
                 self._link(request.name, Path(request.path))
-            case _:
+            case m.UseDataset() | m.OfferFiles() | m.WriteFiles() | m.FinishDataset():
                 return await anyio.to_thread.run_sync(self._do_in_thread, request)
         return None
 
-    def _do_in_thread(self, request: m.AnyRequest) -> Any:
+    def _do_in_thread(self, request: _InThread) -> Any:
+        with self._cache.fetching(request.key):  # two clients may bring the same at once
+            return self._do_alone(request)
+
+    def _do_alone(self, request: _InThread) -> Any:
         match request:
             case m.UseDataset():
                 return self._use(request)
@@ -171,6 +178,8 @@ class Datasets:
 
     def _lacking(self, request: m.OfferFiles | m.WriteFiles) -> list[File]:
         """Those of the files that are not there yet."""
+        if self._cache.has(request.key, request.version):  # another client was faster
+            return []
         entries = {file.path: file.entry() for file in request.files}
         missing = self._cache.begin(request.key, request.version, list(entries.values()))
         wanted = {entry.path for entry in missing}
@@ -192,7 +201,7 @@ class Datasets:
     def _write(self, folder: Path, file: File, same: Path | None) -> None:
         """Put a file in place; ``same`` has the same content."""
         path = folder / check_path(file.path)
-        partial = path.with_name(f".{path.name}.writing")
+        partial = path.with_name(f".{secrets.token_hex(8)}.writing")  # its own may be too long
         part = None
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -269,7 +278,6 @@ def _name(file: File) -> bytes:
 
 
 def _replace_link(link: Path, target: Path) -> None:
-    temporary = link.with_name(f".{link.name}.linking")
-    temporary.unlink(missing_ok=True)
+    temporary = link.with_name(f".{secrets.token_hex(8)}.linking")
     temporary.symlink_to(target)
     temporary.replace(link)
