@@ -87,6 +87,26 @@ def test_an_empty_dataset(cache: Cache) -> None:
     assert cache.has(KEY, version) and list(folder.iterdir()) == []
 
 
+def test_only_the_files_that_are_asked_for_are_looked_at(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {str(number): b"x" for number in range(100)}
+    version, _ = bring(cache, files)
+    looked: list[Path] = []
+    look = Path.stat
+
+    def stat(path: Path, **options: Any) -> os.stat_result:
+        looked.append(path)
+        return look(path, **options)
+
+    other, entries = listed(files | {"new": b"y"})
+    monkeypatch.setattr(Path, "stat", stat)
+    assert cache.begin(KEY, other, entries[-3:]) == entries[-1:]
+    older = cache.version(KEY, version)
+    assert {path.name for path in looked if path.parent == older} == {"98", "99"}
+    assert cache.older(KEY, {"7", "new"}) == {"7": older / "7"}
+
+
 def test_room_is_made_by_two_processes_at_once(tmp_path: Path) -> None:
     for number in range(40):
         bring(Cache(tmp_path), {"f": b"x"}, str(number))
