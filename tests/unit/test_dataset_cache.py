@@ -165,6 +165,13 @@ def test_another_file_with_the_same_size_and_time_is_read_again(
     assert folder.scan() != before
 
 
+def test_a_folder_that_is_scanned_by_two_at_once(folder: Folder, tmp_path: Path) -> None:
+    (tmp_path / "set/a").touch()
+    with ThreadPoolExecutor(8) as pool:
+        scanned = list(pool.map(lambda _: folder.scan(), range(200)))
+    assert scanned == [folder.scan()] * 200
+
+
 def test_a_name_that_is_not_utf_8(folder: Folder, tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/set/caf\xe9")).touch()
     with pytest.raises(RequestError, match=r"caf\\xe9.* not UTF-8"):
