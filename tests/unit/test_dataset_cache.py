@@ -87,6 +87,26 @@ def test_an_empty_dataset(cache: Cache) -> None:
     assert cache.has(KEY, version) and list(folder.iterdir()) == []
 
 
+def test_only_the_files_that_are_asked_for_are_looked_at(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {str(number): b"x" for number in range(100)}
+    version, _ = bring(cache, files)
+    looked: list[Path] = []
+    look = Path.stat
+
+    def stat(path: Path, **options: Any) -> os.stat_result:
+        looked.append(path)
+        return look(path, **options)
+
+    other, entries = listed(files | {"new": b"y"})
+    monkeypatch.setattr(Path, "stat", stat)
+    assert cache.begin(KEY, other, entries[-3:]) == entries[-1:]
+    older = cache.version(KEY, version)
+    assert {path.name for path in looked if path.parent == older} == {"98", "99"}
+    assert cache.older(KEY, {"7", "new"}) == {"7": older / "7"}
+
+
 def test_room_is_made_by_two_processes_at_once(tmp_path: Path) -> None:
     for number in range(40):
         bring(Cache(tmp_path), {"f": b"x"}, str(number))
@@ -143,6 +163,13 @@ def test_another_file_with_the_same_size_and_time_is_read_again(
     path.write_text("new")
     os.utime(path, (1, 1))
     assert folder.scan() != before
+
+
+def test_a_folder_that_is_scanned_by_two_at_once(folder: Folder, tmp_path: Path) -> None:
+    (tmp_path / "set/a").touch()
+    with ThreadPoolExecutor(8) as pool:
+        scanned = list(pool.map(lambda _: folder.scan(), range(200)))
+    assert scanned == [folder.scan()] * 200
 
 
 def test_a_name_that_is_not_utf_8(folder: Folder, tmp_path: Path) -> None:

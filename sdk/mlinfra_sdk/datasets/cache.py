@@ -106,13 +106,13 @@ class Cache:
         part = self.part(key, version)
         part.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.utime(part)  # it is not abandoned
-        older = {(path, size, mark): file for path, size, mark, file in self._others(key)}
+        lacking = [entry for entry in entries if not _is(part / check_path(entry.path), entry.size)]
+        marked = {entry.path for entry in lacking if entry.mark}
+        older = {(path, size, mark): file for path, size, mark, file in self._others(key, marked)}
         missing = []
-        for entry in entries:
-            path = part / check_path(entry.path)
-            if _is(path, entry.size):
-                continue
-            found = older.get((entry.path, entry.size, entry.mark)) if entry.mark else None
+        for entry in lacking:
+            path = part / entry.path
+            found = older.get((entry.path, entry.size, entry.mark))
             if found is not None:
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 path.unlink(missing_ok=True)
@@ -122,21 +122,22 @@ class Cache:
             missing.append(entry)
         return missing
 
-    def older(self, key: str) -> dict[str, Path]:
-        """The files of other versions by their paths, of several the newest."""
-        return {path: file for path, _, _, file in self._others(key)}
+    def older(self, key: str, paths: Set[str]) -> dict[str, Path]:
+        """Those of these files that other versions have, of several the newest."""
+        return {path: file for path, _, _, file in self._others(key, paths)}
 
-    def _others(self, key: str) -> Iterator[tuple[str, int, str, Path]]:
-        """Files that are as they were, the oldest first."""
+    def _others(self, key: str, paths: Set[str]) -> Iterator[tuple[str, int, str, Path]]:
+        """Those of these files that are as they were in other versions, the oldest first."""
+        if not paths:
+            return
         manifests = (self.root / _plain(key)).glob("*.manifest")
         for manifest in sorted(manifests, key=_modified):
-            with suppress(OSError, msgspec.DecodeError):
-                known = msgspec.msgpack.decode(manifest.read_bytes(), type=Manifest)
-                for path, (size, modified, mark) in known.files.items():
-                    file = manifest.with_suffix("") / path
-                    status = file.stat()
-                    if (status.st_size, status.st_mtime_ns) == (size, modified):
-                        yield path, size, mark, file
+            known = _known(manifest) or {}
+            for path in paths & known.keys():
+                size, modified, mark = known[path]
+                file = manifest.with_suffix("") / path
+                if _facts(file) == (size, modified):
+                    yield path, size, mark, file
 
     def finish(self, key: str, version: str, entries: list[Entry]) -> Path:
         """All files are there: make the version complete, in one step. It stays as it is if it is

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -110,7 +111,7 @@ class Folder:
 
     def _save(self, states: dict[str, _Known]) -> None:
         self._index.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = self._index.with_suffix(f".{os.getpid()}")
+        temporary = self._index.with_suffix(f".{secrets.token_hex(8)}")
         temporary.write_bytes(msgspec.msgpack.encode(states))
         temporary.replace(self._index)
 

@@ -190,7 +190,7 @@ class Datasets:
         for name in self._expected.pop(key, []):
             self._store.parts.close(name)
         large = [file for file in files if len(file.chunks) > 1]
-        older = self._cache.older(key) if large else {}
+        older = self._cache.older(key, {file.path for file in large})
         self._expected[key] = [
             _name(file) for file in large if self._open(file, older.get(file.path))
         ]
