@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
@@ -95,6 +95,8 @@ SPANS = st.tuples(st.floats(0, 3 * DAY), st.floats(0, DAY))
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@example(machines=[((1.0, 0.0), True, [], None)], window=(0.0, 1.0))
+@example(machines=[((1.0, 0.0), True, [], None)], window=(0.0, 2.0))
 @given(
     machines=st.lists(
         st.tuples(

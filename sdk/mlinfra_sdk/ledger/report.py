@@ -51,7 +51,8 @@ def _by_day(ledger: Ledger, since: float, until: float) -> list[Row]:
         return []
     began = [run.opened_at for run in ledger.runs(since=since)]
     rows = []
-    for day, begin, end in _days(max(since, min(starts)), until):
+    # What is added at an instant counts behind the beginning of its period: a second before all.
+    for day, begin, end in _days(max(since, min(starts) - 1), until):
         costs = ledger.costs(since=begin, until=end)
         runs = sum(begin <= moment < end for moment in began)
         if _counts(costs) or runs:
