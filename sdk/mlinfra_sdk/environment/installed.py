@@ -62,13 +62,17 @@ def find(name: str) -> Distribution | None:
     return found[0] if found else None
 
 
-def _stated(found: Distribution, key: str) -> str:
-    """A field of its metadata; empty if that lacks it or is gone, as after a broken removal."""
+def _stated_all(found: Distribution, key: str) -> list[str]:
+    """The fields of this name in its metadata; none if that is gone, as after a broken removal."""
     try:
-        values = found.metadata.get_all(key)
-    except (OSError, TypeError):  # by version of Python
-        values = None
-    return str(values[0]) if values else ""
+        return [str(it) for it in found.metadata.get_all(key) or ()]
+    except (OSError, TypeError, AttributeError):  # by version of Python and importlib_metadata
+        return []
+
+
+def _stated(found: Distribution, key: str) -> str:
+    """The first of these fields, or nothing."""
+    return next(iter(_stated_all(found, key)), "")
 
 
 def direct_url(found: Distribution) -> dict[str, Any]:
@@ -287,7 +291,11 @@ def _files(name: str) -> Iterable[PurePath]:
 
 def _requirements(found: Distribution) -> list[Requirement]:
     requirements = []
-    for text in found.requires or ():
+    try:
+        stated = found.requires or ()
+    except (OSError, TypeError, AttributeError):  # as above
+        stated = ()
+    for text in stated:
         try:
             requirements.append(Requirement(text))
         except InvalidRequirement:
@@ -328,7 +336,7 @@ def optional(name: str, markers: Mapping[str, str]) -> list[str]:
     found = find(name)
     if found is None:
         return []
-    every = set(found.metadata.get_all("Provides-Extra") or ())
+    every = set(_stated_all(found, "Provides-Extra"))
     extras = {it for it in every if not _NOT_FOR_USE.search(it)}
     needed = {
         canonicalize_name(it.name)
